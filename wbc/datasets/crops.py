@@ -1,0 +1,85 @@
+"""Single cells with a kind: from a table of crops, or cut from labelled pictures; one scale for all."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from wbc.datasets.labels import LabelledPicture
+
+PATCH_UM = 26.0
+PATCH_PX = 176
+
+
+@dataclass(frozen=True, slots=True)
+class Crops:
+    """Cells in memory: `pixels` uint8 (N,176,176,3), 26 µm a side around the cell's middle; `labels` N cell types, maybe coarse."""
+
+    pixels: NDArray[np.uint8]
+    labels: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.pixels.shape != (len(self.labels), PATCH_PX, PATCH_PX, 3):
+            raise ValueError(f"{self.pixels.shape} pixels for {len(self.labels)} labels")
+
+
+def read_crop_table(path: Path, split: str, um_per_px: float, leave_out: tuple[str, ...] = ()) -> Crops:
+    """Rows of one `split` of a Parquet table with columns split, kind, jpeg (cell in the middle), but kinds left out.
+
+    Raises ValueError where no row is left.
+    """
+    table = pd.read_parquet(path)
+    rows = table[(table["split"] == split) & ~table["kind"].isin(leave_out)]
+    if rows.empty:
+        raise ValueError(f"{path}: no crop of split {split!r}")
+    patches = []
+    for packed in rows["jpeg"]:
+        with Image.open(io.BytesIO(packed)) as opened:
+            picture = opened.convert("RGB")
+        w, h = picture.size
+        patches.append(patch(np.asarray(picture), w / 2, h / 2, um_per_px))
+    return Crops(np.stack(patches), tuple(rows["kind"]))
+
+
+def cut_crops(pictures: list[LabelledPicture], kinds: dict[str, str], um_per_px: float) -> Crops:
+    """The white cell of each picture that has exactly one and a sure kind: `kinds` maps file stems to cell types."""
+    patches, labels = [], []
+    for p in pictures:
+        white = [i for i, label in enumerate(p.labels) if label == "wbc"]
+        if len(white) != 1 or p.path.stem not in kinds:
+            continue
+        with Image.open(p.path) as opened:
+            pixels = np.asarray(opened.convert("RGB"))
+        x0, y0, x1, y1 = p.boxes[white[0]]
+        patches.append(patch(pixels, (x0 + x1) / 2, (y0 + y1) / 2, um_per_px))
+        labels.append(kinds[p.path.stem])
+    empty = np.zeros((0, PATCH_PX, PATCH_PX, 3), np.uint8)
+    return Crops(np.stack(patches) if patches else empty, tuple(labels))
+
+
+def patch(pixels: NDArray[np.uint8], x: float, y: float, um_per_px: float) -> NDArray[np.uint8]:
+    """The 26 µm around (x, y) of a picture (H,W,3) at 176 px; what lies outside repeats the picture's edge."""
+    return cut_square(pixels, x, y, PATCH_UM / um_per_px, PATCH_PX)
+
+
+def cut_square(pixels: NDArray[np.uint8], x: float, y: float, side: float, out_px: int) -> NDArray[np.uint8]:
+    """A square of `side` pixels about (x, y) of a picture uint8 (H,W,3), scaled to (out_px, out_px, 3).
+
+    Fractions of a pixel are kept; what lies outside the picture repeats its edge.
+    """
+    h, w = pixels.shape[:2]
+    left, top = x - side / 2, y - side / 2
+    x0, y0 = int(np.floor(left)), int(np.floor(top))
+    x1, y1 = int(np.ceil(left + side)), int(np.ceil(top + side))
+    region = pixels[max(0, min(y0, h - 1)) : max(1, min(y1, h)), max(0, min(x0, w - 1)) : max(1, min(x1, w))]
+    pad = ((max(0, -y0), max(0, y1 - h)), (max(0, -x0), max(0, x1 - w)), (0, 0))
+    if any(map(any, pad)):
+        region = np.pad(region, pad, mode="edge")
+    box = (left - x0, top - y0, min(left - x0 + side, region.shape[1]), min(top - y0 + side, region.shape[0]))
+    reducing = 2.0 if side > 4 * out_px else None
+    picture = Image.fromarray(np.ascontiguousarray(region))
+    return np.asarray(picture.resize((out_px, out_px), Image.Resampling.BILINEAR, box=box, reducing_gap=reducing))

@@ -1,0 +1,58 @@
+"""Pictures with labelled boxes: the one form that every annotation format is read into."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wbc.geometry import box_iou
+
+RED_CELL_UM = 7.2
+DOUBLE_IOU = 0.85
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledPicture:
+    """One annotated picture: `boxes` float32 (N,4) x0,y0,x1,y1 in picture pixels and as many `labels` (cell types)."""
+
+    path: Path
+    boxes: NDArray[np.float32]
+    labels: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.boxes.shape != (len(self.labels), 4):
+            raise ValueError(f"{self.path}: {self.boxes.shape} boxes for {len(self.labels)} labels")
+
+
+def clean(path: Path, boxes: list[tuple[float, float, float, float]], labels: list[str]) -> LabelledPicture:
+    """A picture without the boxes that cannot be right: those of no area, and all but one of doubles.
+
+    A double has the same label and an IoU over 0.85. Each box left out is named in the log.
+    """
+    kept: list[int] = []
+    array = np.array(boxes, np.float32).reshape(-1, 4)
+    for i, (box, label) in enumerate(zip(array, labels, strict=True)):
+        if box[2] <= box[0] or box[3] <= box[1]:
+            log.warning("%s: box %d (%s) has no area: left out", path.name, i, label)
+            continue
+        same = [j for j in kept if labels[j] == label]
+        if same and box_iou(box[None], array[same]).max() > DOUBLE_IOU:
+            log.info("%s: box %d (%s) is drawn twice: left out", path.name, i, label)
+            continue
+        kept.append(i)
+    return LabelledPicture(path, array[kept], tuple(labels[i] for i in kept))
+
+
+def red_cell_um_per_px(pictures: list[LabelledPicture]) -> float:
+    """Scale of a data set in µm per pixel, from its median red cell (7.2 µm across, between width and height).
+
+    Raises ValueError where no picture has a red cell.
+    """
+    boxes = [p.boxes[[label == "rbc" for label in p.labels]] for p in pictures]
+    every = np.concatenate([*boxes, np.zeros((0, 4), np.float32)])
+    if not len(every):
+        raise ValueError(f"no rbc among {len(pictures)} pictures: cannot tell their scale")
+    return RED_CELL_UM / float(np.median(np.sqrt((every[:, 2] - every[:, 0]) * (every[:, 3] - every[:, 1]))))

@@ -1,0 +1,114 @@
+"""Training pictures laid together from many labelled ones, each epoch another way."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from wbc.datasets.labels import RED_CELL_UM, LabelledPicture
+from wbc.training.augment import Jitter, add_debris, jitter_optics, jitter_stain, shear, turn
+
+LARGEST_RED_CELL_PX = 62
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A data set in memory: pixels uint8 (H,W,3), boxes and labels a picture, one scale, and how often it is drawn."""
+
+    pixels: list[NDArray[np.uint8]]
+    boxes: list[NDArray[np.float32]]
+    labels: list[NDArray[np.int64]]
+    um_per_px: float
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class MosaicSettings:
+    """`size_px` of the square canvas; red cells drawn from `smallest` to `largest` px; a cut cell stays above `visible`."""
+
+    size_px: int = 640
+    smallest_red_cell_px: float = 25.0
+    largest_red_cell_px: float = 50.0
+    visible: float = 0.35
+
+
+def load_source(pictures: list[LabelledPicture], um_per_px: float, classes: list[str], weight: float) -> Source:
+    """Read a data set into memory, no finer than the largest red cell a mosaic draws; labels count from 1.
+
+    Raises ValueError where a label is not in `classes`.
+    """
+    coarser = min(1.0, LARGEST_RED_CELL_PX * um_per_px / RED_CELL_UM)
+    number = {name: i for i, name in enumerate(classes, 1)}
+    pixels, boxes, labels = [], [], []
+    for p in pictures:
+        unknown = set(p.labels) - set(number)
+        if unknown:
+            raise ValueError(f"{p.path}: labels {sorted(unknown)} are none of {classes}")
+        with Image.open(p.path) as opened:
+            picture = ImageOps.exif_transpose(opened).convert("RGB")
+        w, h = picture.size
+        small = picture.resize((round(w * coarser), round(h * coarser)), Image.Resampling.BOX if coarser < 0.6 else Image.Resampling.LANCZOS)
+        pixels.append(np.asarray(small))
+        boxes.append(p.boxes * np.float32(coarser))
+        labels.append(np.array([number[label] for label in p.labels], np.int64))
+    return Source(pixels, boxes, labels, um_per_px / coarser, weight)
+
+
+def draw_piece(
+    source: Source, red_cell_px: float, jitter: Jitter, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]:
+    """One picture of `source`, turned, sheared, stained anew and scaled so that red cells measure `red_cell_px`."""
+    i = int(rng.integers(len(source.pixels)))
+    pixels, boxes = turn(source.pixels[i], source.boxes[i], rng)
+    if rng.random() < 0.3:
+        pixels, boxes = shear(pixels, boxes, rng.uniform(-jitter.shear, jitter.shear))
+    factor = red_cell_px * source.um_per_px / RED_CELL_UM
+    h, w = round(pixels.shape[0] * factor), round(pixels.shape[1] * factor)
+    scale = np.array([w / pixels.shape[1], h / pixels.shape[0]] * 2, np.float32)
+    scaled = np.asarray(Image.fromarray(pixels).resize((w, h), Image.Resampling.BILINEAR))
+    return jitter_stain(scaled, jitter, rng), boxes * scale, source.labels[i]
+
+
+def draw_mosaic(
+    sources: list[Source], settings: MosaicSettings, jitter: Jitter, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]:
+    """A canvas uint8 (S,S,3) of rows of pictures, with boxes float32 (N,4) in canvas pixels and labels int64 (N,).
+
+    Half of the canvases hold one data set, as a slide does; the others mix them.
+    """
+    size = settings.size_px
+    canvas = np.zeros((size, size, 3), np.uint8)
+    weights = np.array([s.weight for s in sources])
+    weights /= weights.sum()
+    alone = int(rng.choice(len(sources), p=weights)) if rng.random() < 0.5 else None
+    all_boxes, all_labels = [np.zeros((0, 4), np.float32)], [np.zeros(0, np.int64)]
+    y = 0
+    while y < size:
+        red_cell_px = np.exp(rng.uniform(np.log(settings.smallest_red_cell_px), np.log(settings.largest_red_cell_px)))
+        height, x, spare = min(int(4.3 * red_cell_px), size - y), 0, int(rng.integers(0, 60))
+        while x < size:
+            source = sources[alone if alone is not None else int(rng.choice(len(sources), p=weights))]
+            pixels, boxes, labels = draw_piece(source, red_cell_px * rng.uniform(0.92, 1.08), jitter, rng)
+            top = int(rng.integers(0, max(1, pixels.shape[0] - height + 1)))
+            left = spare if x == 0 and pixels.shape[1] > 2 * spare else 0
+            piece = pixels[top : top + height, left : left + size - x]
+            boxes, labels = cut(boxes - np.array([left, top] * 2, np.float32), labels, piece.shape[:2], settings.visible)
+            canvas[y : y + piece.shape[0], x : x + piece.shape[1]] = piece
+            all_boxes.append(boxes + np.array([x, y] * 2, np.float32))
+            all_labels.append(labels)
+            x += piece.shape[1]
+        y += height
+    return jitter_optics(add_debris(canvas, rng), jitter, rng), np.concatenate(all_boxes), np.concatenate(all_labels)
+
+
+def cut(
+    boxes: NDArray[np.float32], labels: NDArray[np.int64], shape: tuple[int, ...], visible: float
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Boxes clipped to a picture of (height, width), without those of which less than a fraction `visible` is left."""
+    h, w = shape[:2]
+    clipped = np.clip(boxes, 0, np.array([w, h, w, h], np.float32))
+    area = np.maximum((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), 1e-6)
+    left = (clipped[:, 2] - clipped[:, 0]) * (clipped[:, 3] - clipped[:, 1])
+    kept = (left >= visible * area) & ((clipped[:, 2:] - clipped[:, :2]).min(1, initial=1e9) >= 3)
+    return clipped[kept], labels[kept]

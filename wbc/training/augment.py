@@ -1,0 +1,140 @@
+"""What differs between laboratories, drawn at random: stain, light, focus, noise, compression, orientation, shear."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+
+Pixels = NDArray[np.uint8]
+GREY = np.full((3, 3), 1 / 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Jitter:
+    """How far each property may go; a probability `plain` leaves a picture's colours as they are.
+
+    `hue_degrees` turns optical densities about the grey axis; `density` and `saturation` are factors' log ranges;
+    `ground` is the darkest background channel as a fraction of white.
+    """
+
+    plain: float = 0.2
+    hue_degrees: float = 30.0
+    density: float = 0.4
+    saturation: float = 0.5
+    mix: float = 0.06
+    ground: float = 0.5
+    gamma: float = 0.3
+    blur_px: float = 1.2
+    noise: float = 6.0
+    shear: float = 0.15
+
+
+def jitter_stain(pixels: Pixels, jitter: Jitter, rng: np.random.Generator) -> Pixels:
+    """The same smear uint8 (H,W,3) under another stain, lamp and camera, by optical density (Beer-Lambert).
+
+    Densities above the background are turned in hue, scaled and mixed between channels (stain); the background
+    becomes another light colour (lamp, white balance); last a gamma (camera).
+    """
+    if rng.random() < jitter.plain:
+        return pixels
+    density = -np.log((pixels.astype(np.float32) + 1) / 256)
+    ground = np.percentile(density[::4, ::4].reshape(-1, 3), 12, axis=0)
+    stain = hue_matrix(np.deg2rad(rng.uniform(-jitter.hue_degrees, jitter.hue_degrees)))
+    saturation = np.exp(rng.uniform(-jitter.saturation, jitter.saturation))
+    stain = stain @ (saturation * np.eye(3) + (1 - saturation) * GREY) + rng.normal(0, jitter.mix, (3, 3))
+    stain *= np.exp(rng.uniform(-jitter.density, jitter.density))
+    bright = rng.uniform(0.6, 1.0)
+    lamp = -np.log(np.clip(bright * rng.uniform(jitter.ground / bright, 1.0, 3) ** rng.uniform(0, 1), 0.3, 1.0))
+    moved = (density - ground) @ stain.T.astype(np.float32) + lamp
+    light = np.exp(-np.clip(moved, 0, None)) ** np.exp(rng.uniform(-jitter.gamma, jitter.gamma))
+    return np.clip(light * 255, 0, 255).astype(np.uint8)
+
+
+def hue_matrix(angle: float) -> NDArray[np.float64]:
+    """Rotation (3,3) of RGB about the grey axis by `angle` radians (Rodrigues)."""
+    k = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
+    return np.asarray(np.eye(3) + np.sin(angle) * k + (1 - np.cos(angle)) * k @ k)
+
+
+def jitter_optics(pixels: Pixels, jitter: Jitter, rng: np.random.Generator) -> Pixels:
+    """The same picture uint8 (H,W,3) with other focus, light fall-off, sensor noise and JPEG quality, each now and then."""
+    picture = Image.fromarray(pixels)
+    if rng.random() < 0.3:
+        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, jitter.blur_px)))
+    elif rng.random() < 0.2:
+        picture = picture.filter(ImageFilter.UnsharpMask(1.5, int(rng.uniform(50, 150)), 2))
+    out = np.asarray(picture)
+    if rng.random() < 0.4:
+        h, w = out.shape[:2]
+        angle, depth = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.3)
+        y, x = np.mgrid[-0.5 : 0.5 : h * 1j, -0.5 : 0.5 : w * 1j]
+        out = np.clip(out * (1 - depth * (0.5 + x * np.cos(angle) + y * np.sin(angle)))[..., None], 0, 255).astype(np.uint8)
+    if rng.random() < 0.3:
+        noise = rng.standard_normal(out.shape, np.float32) * np.float32(rng.uniform(1, jitter.noise))
+        out = np.clip(out + noise, 0, 255).astype(np.uint8)
+    if rng.random() < 0.3:
+        packed = io.BytesIO()
+        Image.fromarray(out).save(packed, "JPEG", quality=int(rng.uniform(30, 90)))
+        out = np.asarray(Image.open(packed))
+    return out
+
+
+def add_debris(pixels: Pixels, rng: np.random.Generator) -> Pixels:
+    """Now and then a pointer, scale bar or thread across the picture uint8 (H,W,3): what is on slides and is no cell."""
+    if rng.random() > 0.25:
+        return pixels
+    picture = Image.fromarray(pixels)
+    h, w = pixels.shape[:2]
+    drawn = Image.new("L", (w, h), 0)
+    pen = ImageDraw.Draw(drawn)
+    for _ in range(int(rng.integers(1, 4))):
+        x, y, angle = rng.uniform(0, w), rng.uniform(0, h), rng.uniform(0, 2 * np.pi)
+        length, width = rng.uniform(20, 200), rng.uniform(1, 14)
+        dx, dy = np.cos(angle) * length, np.sin(angle) * length
+        nx, ny = -np.sin(angle) * width, np.cos(angle) * width
+        if rng.random() < 0.5:  # a pointer narrows to its tip
+            pen.polygon([(x - nx, y - ny), (x + nx, y + ny), (x + dx, y + dy)], fill=255)
+        else:
+            pen.line([(x, y), (x + dx, y + dy)], fill=255, width=max(1, int(width / 2)))
+    if rng.random() < 0.5:
+        drawn = drawn.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 4)))
+    dark = rng.uniform(0, 90, 3) if rng.random() < 0.8 else rng.uniform(0, 255, 3)
+    ink = Image.new("RGB", (w, h), (int(dark[0]), int(dark[1]), int(dark[2])))
+    return np.asarray(Image.composite(ink, picture, drawn))
+
+
+def turn(pixels: Pixels, boxes: NDArray[np.float32], rng: np.random.Generator) -> tuple[Pixels, NDArray[np.float32]]:
+    """Picture and boxes (N,4) flipped and turned by quarter turns at random: cells have no orientation (Wang 2021)."""
+    for _ in range(int(rng.integers(4))):
+        height = pixels.shape[0]
+        pixels = np.rot90(pixels, -1)  # clockwise: (x, y) -> (height - y, x)
+        x0, y0, x1, y1 = boxes.T
+        boxes = np.stack([height - y1, x0, height - y0, x1], 1)
+    if rng.random() < 0.5:
+        width = pixels.shape[1]
+        pixels = pixels[:, ::-1]
+        boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
+    return np.ascontiguousarray(pixels), boxes
+
+
+def shear(
+    pixels: Pixels, boxes: NDArray[np.float32], slope: float
+) -> tuple[Pixels, NDArray[np.float32]]:
+    """Picture sheared along x by `slope` px a row, about its middle, and cut to what stays covered.
+
+    A cell is taken for the ellipse in its box, whose half width a becomes sqrt(a² + (slope·b)²): the box stays tight.
+    """
+    h, w = pixels.shape[:2]
+    margin = int(np.ceil(abs(slope) * h / 2))
+    if w - 2 * margin < w // 2:
+        return pixels, boxes
+    picture = Image.fromarray(pixels).transform(
+        (w, h), Image.Transform.AFFINE, (1, -slope, slope * h / 2, 0, 1, 0), Image.Resampling.BILINEAR
+    )
+    x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
+    a, b = (boxes[:, 2] - boxes[:, 0]) / 2, (boxes[:, 3] - boxes[:, 1]) / 2
+    x, a = x + slope * (y - h / 2) - margin, np.sqrt(a**2 + (slope * b) ** 2)
+    moved = np.stack([x - a, y - b, x + a, y + b], 1).astype(np.float32)
+    return np.asarray(picture)[:, margin : w - margin], moved

@@ -1,0 +1,113 @@
+"""The recipe for detectors: labelled pictures -> mosaics -> Faster R-CNN with ImageNet features."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torchvision.models.detection import FasterRCNN
+
+from wbc.datasets.coco import read_coco
+from wbc.datasets.fractions import read_fractions
+from wbc.datasets.labels import LabelledPicture, red_cell_um_per_px
+from wbc.datasets.mosaic import MosaicSettings, Source, draw_mosaic, load_source
+from wbc.datasets.voc import read_voc
+from wbc.datasets.yolo import read_yolo
+from wbc.training.augment import Jitter
+
+
+@dataclass(frozen=True, slots=True)
+class BoxData:
+    """One data set of a detector's config: its `format` (voc, yolo, coco, fractions), paths below the data folder.
+
+    `split` lists files of stems to keep; `split_csv` keeps stems (column `image`) of a CSV whose `split` column is `train`.
+    `names` maps its labels to cell types (for yolo: in the order of its class numbers). `um_per_px` is measured from red
+    cells where it is not given.
+    """
+
+    format: str
+    images: str
+    annotations: str
+    names: dict[str, str]
+    weight: float
+    split: tuple[str, ...] = ()
+    split_csv: str = ""
+    leave_out: tuple[str, ...] = ()
+    um_per_px: float | None = None
+
+
+def read_boxes(spec: BoxData, root: Path) -> list[LabelledPicture]:
+    """Pictures of one data set below `root`. Raises ValueError for an unknown format, or as the format's reader does."""
+    images, annotations = root / spec.images, root / spec.annotations
+    stems: list[str] | None = None
+    if spec.split:
+        stems = [stem for name in spec.split for stem in (root / name).read_text().split()]
+    if spec.split_csv:
+        table = pd.read_csv(root / spec.split_csv)
+        stems = list(table["image"][table["split"] == "train"])
+    match spec.format:
+        case "voc":
+            return read_voc(images, annotations, spec.names, stems)
+        case "yolo":
+            return read_yolo(images, annotations, list(spec.names.values()), stems)
+        case "coco":
+            return read_coco(images, annotations, spec.names)
+        case "fractions":
+            return read_fractions(images, annotations, spec.names, list(spec.leave_out))
+    raise ValueError(f"unknown box format {spec.format!r}: voc, yolo, coco or fractions")
+
+
+def load_sources(specs: list[BoxData], root: Path, classes: list[str]) -> list[Source]:
+    """Every data set of a config, in memory."""
+    sources = []
+    for spec in specs:
+        pictures = read_boxes(spec, root)
+        scale = spec.um_per_px or red_cell_um_per_px(pictures)
+        sources.append(load_source(pictures, scale, classes, spec.weight))
+    return sources
+
+
+class Mosaics(Dataset[tuple[Tensor, dict[str, Tensor]]]):
+    """Endless mosaics: the i-th depends on seed and i alone. Pixels float32 (3,S,S) in 0..1; boxes (N,4), labels (N,)."""
+
+    def __init__(self, sources: list[Source], mosaic: MosaicSettings, jitter: Jitter, seed: int) -> None:
+        self.sources, self.mosaic, self.jitter, self.seed = sources, mosaic, jitter, seed
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mosaic `index` and its target as torchvision's detectors take it."""
+        rng = np.random.default_rng([self.seed, index])
+        pixels, boxes, labels = draw_mosaic(self.sources, self.mosaic, self.jitter, rng)
+        target = {"boxes": torch.from_numpy(boxes), "labels": torch.from_numpy(labels)}
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float() / 255, target
+
+
+def freeze(model: FasterRCNN, frozen: tuple[str, ...]) -> None:
+    """Fix batch norms at their ImageNet statistics (a batch of two has none) and the named parts of the backbone."""
+    body = model.backbone.body
+    for module in body.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval().requires_grad_(False)
+    for name, parameter in body.named_parameters():
+        if name.startswith(frozen):
+            parameter.requires_grad_(False)
+
+
+def detection_losses(frozen: tuple[str, ...]) -> Any:
+    """A `losses` function for `loop.fit`: torchvision's four, batch norms kept fixed."""
+
+    def losses(model: nn.Module, batch: list[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, Tensor]:
+        assert isinstance(model, FasterRCNN)
+        if not model.training:
+            model.train()
+        freeze(model, frozen)
+        device = next(model.parameters()).device
+        pixels = [p.to(device) for p, _ in batch]
+        targets = [{k: v.to(device) for k, v in t.items()} for _, t in batch]
+        parts: dict[str, Tensor] = model(pixels, targets)
+        return parts
+
+    return losses

@@ -1,0 +1,139 @@
+"""One training loop for every recipe: steps, schedule, averaged weights, checkpoints that resume exactly."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """`steps` of `batch` samples by AdamW: a linear warm-up, a plateau at `rate`, a linear fall over the last `decay` part.
+
+    `average` is the decay of the weights' exponential moving average, which is what training returns. Parameters whose
+    names start with one of `slow` learn at half the rate; `seconds` (0: no limit) ends a run early, at a checkpoint.
+    """
+
+    steps: int
+    batch: int
+    rate: float = 4e-4
+    weight_decay: float = 0.02
+    warm_up: int = 100
+    decay: float = 0.4
+    average: float = 0.998
+    slow: tuple[str, ...] = ("backbone.body",)
+    seed: int = 0
+    checkpoint_every: int = 50
+    data_workers: int = 1
+    seconds: float = 0.0
+
+
+def rate_factor(step: int, settings: LoopSettings) -> float:
+    """The learning rate at `step` as a fraction of its peak."""
+    left = (settings.steps - step) / max(1.0, settings.decay * settings.steps)
+    return max(0.0, min(1.0, (step + 1) / max(1, settings.warm_up), left))
+
+
+def fit(
+    model: nn.Module,
+    samples: Dataset[Any],
+    collate: Callable[[list[Any]], Any],
+    losses: Callable[[nn.Module, Any], dict[str, Tensor]],
+    settings: LoopSettings,
+    checkpoint: Path,
+    device: torch.device,
+) -> nn.Module:
+    """Train `model` on `samples[0 .. steps*batch)` and return it with averaged weights, in eval mode.
+
+    Sample i must depend on i alone: a run that is stopped anywhere and started again with the same `checkpoint` file goes
+    on as if it had never stopped. Mixed precision (bfloat16) on a GPU. Raises FloatingPointError where the loss is not finite.
+    """
+    model.to(device)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(_groups(trained, settings), lr=settings.rate, weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, settings))
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average), use_buffers=True)
+    step = 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=device, weights_only=True)
+        model.load_state_dict(saved["model"])
+        averaged.load_state_dict(saved["averaged"])
+        optimizer.load_state_dict(saved["optimizer"])
+        step = saved["step"]
+        schedule.last_epoch = step
+        log.info("resumed at step %d of %d", step, settings.steps)
+
+    def save() -> None:
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        state = {
+            "model": model.state_dict(),
+            "averaged": averaged.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "step": step,
+        }
+        temporary = checkpoint.with_suffix(".tmp")
+        torch.save(state, temporary)
+        os.replace(temporary, checkpoint)
+
+    started, first, seen = time.monotonic(), step, {}
+    for batch in _batches(samples, collate, settings, step):
+        torch.manual_seed(settings.seed * 1_000_003 + step)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            parts = losses(model, batch)
+        total = torch.stack(list(parts.values())).sum()
+        if not torch.isfinite(total):
+            raise FloatingPointError(f"step {step}: loss {({k: v.item() for k, v in parts.items()})}")
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_(trained.values(), 5.0)
+        optimizer.step()
+        schedule.step()
+        averaged.update_parameters(model)
+        step += 1
+        seen = {k: 0.95 * seen.get(k, v.item()) + 0.05 * v.item() for k, v in parts.items()}
+        late = 0 < settings.seconds < time.monotonic() - started
+        if step % settings.checkpoint_every == 0 or step == settings.steps or late:
+            save()
+            pace = (time.monotonic() - started) / (step - first)
+            log.info("step %d of %d, %.2f s a step, %s", step, settings.steps, pace, {k: round(v, 4) for k, v in seen.items()})
+        if late:
+            break
+    result: nn.Module = averaged.module
+    return result.eval()
+
+
+def _groups(trained: dict[str, nn.Parameter], settings: LoopSettings) -> list[dict[str, Any]]:
+    def group(slow: bool, flat: bool) -> dict[str, Any]:
+        chosen = [p for n, p in trained.items() if n.startswith(settings.slow) == slow and (p.ndim < 2) == flat]
+        return {
+            "params": chosen,
+            "lr": settings.rate * (0.5 if slow else 1.0),
+            "weight_decay": 0.0 if flat else settings.weight_decay,
+        }
+
+    return [g for g in (group(s, f) for s in (False, True) for f in (False, True)) if g["params"]]
+
+
+def _batches(
+    samples: Dataset[Any], collate: Callable[[list[Any]], Any], settings: LoopSettings, start: int
+) -> Iterator[Any]:
+    order = range(start * settings.batch, settings.steps * settings.batch)
+    return iter(
+        DataLoader(
+            samples,
+            batch_size=settings.batch,
+            sampler=order,
+            collate_fn=collate,
+            num_workers=settings.data_workers,
+        )
+    )

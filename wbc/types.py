@@ -1,0 +1,209 @@
+"""The frozen values that flow through a count: slides, keys of work, tiles, detections, model cards, differentials."""
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from upath import UPath
+
+ScaleFrom = Literal["given", "metadata", "red_cells"]
+Task = Literal["detector", "classifier"]
+
+
+class FieldError(Exception):
+    """What a user's file did: the field cannot be counted. `reason` is one line for the tables and the terminal."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, " ".join(reason.split())
+
+    def __reduce__(self) -> tuple[type["FieldError"], tuple[str, str]]:
+        return FieldError, (self.name, self.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Slide:
+    """A folder of fields. `field_paths` are sorted by name; `um_per_px` is set where the user gave the scale.
+
+    A folder that ought to be a slide and holds no image has no `field_paths`.
+    """
+
+    slide_id: str
+    field_paths: tuple[UPath, ...]
+    um_per_px: float | None = None
+
+    def __post_init__(self) -> None:
+        names = [p.name for p in self.field_paths]
+        if not self.slide_id or "/" in self.slide_id or self.slide_id.startswith("."):
+            raise ValueError(f"slide_id {self.slide_id!r} is no safe file name")
+        if names != sorted(set(names)):
+            raise ValueError(f"{self.slide_id}: field names are not sorted and distinct")
+        if self.um_per_px is not None and not (math.isfinite(self.um_per_px) and self.um_per_px > 0):
+            raise ValueError(f"{self.slide_id}: um_per_px is {self.um_per_px}, not a positive number")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class FieldKey:
+    """The address of one field: slide and index into its `field_paths`."""
+
+    slide_id: str
+    field: int
+
+    def __post_init__(self) -> None:
+        if self.field < 0:
+            raise ValueError(f"field index {self.field} is negative")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ChunkKey:
+    """The address of a half-open range of a slide's fields, [start, stop)."""
+
+    slide_id: str
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop:
+            raise ValueError(f"chunk [{self.start}, {self.stop}) of {self.slide_id} is empty")
+
+    def fields(self) -> list[FieldKey]:
+        """The chunk's fields, in order."""
+        return [FieldKey(self.slide_id, i) for i in range(self.start, self.stop)]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Tile:
+    """A rectangle of a field, in field pixels; holds no pixels itself."""
+
+    y: int
+    x: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.y < 0 or self.x < 0 or self.height <= 0 or self.width <= 0:
+            raise ValueError(f"no such tile: {asdict(self)}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Detections:
+    """Boxes of one field: `boxes` float32 (N,4) x0,y0,x1,y1 in field pixels, `scores` float32 (N,), `labels` int64 (N,).
+
+    Labels index the detector's classes from 1, as torchvision's do.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        n = len(self.scores)
+        if self.boxes.shape != (n, 4) or self.scores.shape != (n,) or self.labels.shape != (n,):
+            raise ValueError(f"shapes {self.boxes.shape}, {self.scores.shape}, {self.labels.shape} do not agree")
+        if (self.boxes.dtype, self.scores.dtype, self.labels.dtype) != (np.float32, np.float32, np.int64):
+            raise ValueError(f"dtypes {self.boxes.dtype}, {self.scores.dtype}, {self.labels.dtype}")
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @staticmethod
+    def empty() -> "Detections":
+        """No boxes."""
+        return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+
+    @staticmethod
+    def concatenate(parts: "list[Detections]") -> "Detections":
+        """The boxes of all parts, in order."""
+        whole = [Detections.empty(), *parts]
+        return Detections(
+            np.concatenate([d.boxes for d in whole]),
+            np.concatenate([d.scores for d in whole]),
+            np.concatenate([d.labels for d in whole]),
+        )
+
+    def take(self, chosen: NDArray[Any]) -> "Detections":
+        """The boxes at `chosen` (a mask or indices)."""
+        return Detections(self.boxes[chosen], self.scores[chosen], self.labels[chosen])
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What a model is and how it must be run: stored beside its weights as `card.json`.
+
+    `builder` names a function of `wbc.models`, `arguments` its settings; `classes` are cell types in the order of the
+    model's outputs (a detector's label 0, background, is not among them). `um_per_px` is the scale of its input;
+    `input_px` the side of a classifier's square crop there (0 for a detector); `mean` and `std` are of RGB in 0..1.
+    `sha256` is of the weights file. `threshold` is the probability below which a classifier's cell is unidentified.
+    """
+
+    name: str
+    version: str
+    task: Task
+    builder: str
+    arguments: dict[str, Any]
+    classes: tuple[str, ...]
+    um_per_px: float
+    input_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    sha256: str
+    threshold: float = 0.0
+    dataset: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    code_revision: str = ""
+    credits: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.task not in ("detector", "classifier"):
+            raise ValueError(f"task {self.task!r} is neither detector nor classifier")
+        if not self.classes or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes {self.classes} are empty or repeat")
+        if not self.um_per_px > 0 or len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"no such preprocessing: {self.um_per_px} µm/px, mean {self.mean}, std {self.std}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The card as JSON's types."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "ModelCard":
+        """A card from JSON's types. Raises ValueError, naming them, where fields are missing, unknown or wrong."""
+        known = {f.name for f in fields(ModelCard)}
+        if unknown := set(values) - known:
+            raise ValueError(f"unknown fields {sorted(unknown)}")
+        tuples = {k: tuple(v) for k, v in values.items() if k in ("classes", "mean", "std", "credits")}
+        try:
+            return ModelCard(**values | tuples)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class DifferentialRow:
+    """One cell type of a slide: its count and, where it is in the denominator, percent with 95 % limits (else None)."""
+
+    cell_type: str
+    lineage: str
+    count: int
+    in_differential: bool
+    percent: float | None
+    ci_low: float | None
+    ci_high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Differential:
+    """A slide's counts and all that STANDARDS derive from them; `me_high` is infinite where no erythroblast was seen."""
+
+    taxonomy: str
+    rows: tuple[DifferentialRow, ...]
+    n_cells: int
+    n_differential: int
+    n_unidentified: int
+    me_ratio: float | None
+    me_low: float | None
+    me_high: float | None
+    nrbc_per_100_wbc: float | None
+    flags: tuple[str, ...]
