@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from wbc.geometry import box_iou
 
-RED_CELL_UM = 7.2
+RED_CELL_UM = 7.2  # mean diameter of a normal red cell on a dried smear
 DOUBLE_IOU = 0.85
 log = logging.getLogger(__name__)
 

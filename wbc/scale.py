@@ -1,0 +1,67 @@
+"""A slide's scale from its red cells: 7.2 µm wherever they were photographed."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wbc.detect import TileSettings, rescale, run_tiles
+from wbc.geometry import whole_in_tile
+from wbc.registry import LoadedModel
+from wbc.types import Tile
+
+RED_CELL_UM = 7.2
+LADDER_PX = tuple(14 * 1.35**k for k in range(10))  # red cells from 14 to 208 px
+LOOK_PX = 512
+ENOUGH_CELLS = 12
+MIN_SCORE = 0.5
+
+
+def estimate_um_per_px(fields: Sequence[NDArray[np.uint8]], model: LoadedModel) -> float | None:
+    """The scale of fields uint8 (H,W,3) of one slide: the median over fields; None where no field has enough red cells.
+
+    A first look tries a ladder of scales and keeps the one at which red cells of the size that the detector knows cover
+    most of the picture; two closer looks then measure them.
+    """
+    if "rbc" not in model.card.classes:
+        return None
+    sizes = [px for px in (_red_cell_px(pixels, model) for pixels in fields) if px is not None]
+    return RED_CELL_UM / float(np.median(sizes)) if sizes else None
+
+
+def _red_cell_px(pixels: NDArray[np.uint8], model: LoadedModel) -> float | None:
+    known_px = RED_CELL_UM / model.card.um_per_px
+    best_px, best_cover = 0.0, 0.0
+    for guess_px in LADDER_PX:
+        sides, area = _look(pixels, known_px / guess_px, LOOK_PX, model)
+        fitting = sides[(sides > 0.7 * known_px) & (sides < 1.4 * known_px)]
+        cover = float((fitting**2).sum() / area)
+        if cover > best_cover:
+            best_px, best_cover = guess_px * float(np.median(fitting)) / known_px, cover
+    for _ in range(2):
+        if not best_px:
+            return None
+        sides, _area = _look(pixels, known_px / best_px, TileSettings().tile_px, model)
+        fitting = sides[(sides > 0.5 * known_px) & (sides < 2 * known_px)]
+        if len(fitting) < ENOUGH_CELLS:
+            return None
+        best_px *= float(np.median(fitting)) / known_px
+    return best_px
+
+
+def _look(
+    pixels: NDArray[np.uint8], factor: float, side_px: int, model: LoadedModel
+) -> tuple[NDArray[np.float32], float]:
+    """Sides of the whole red cells in the middle of a field seen at `factor`, in pixels there, and the area looked at."""
+    h, w = pixels.shape[:2]
+    reach = side_px / factor / 2
+    y0, y1 = max(0, round(h / 2 - reach)), min(h, round(h / 2 + reach))
+    x0, x1 = max(0, round(w / 2 - reach)), min(w, round(w / 2 + reach))
+    seen = rescale(pixels[y0:y1, x0:x1], factor)
+    height, width = seen.shape[:2]
+    if min(height, width) < 32:
+        return np.zeros(0, np.float32), 1.0
+    found = run_tiles([seen], model, MIN_SCORE)[0]
+    inside = whole_in_tile(found.boxes, Tile(1, 1, height - 2, width - 2), height, width, 2.0)
+    boxes = found.boxes[inside & (found.labels == model.card.classes.index("rbc") + 1)]
+    return np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])), float(height * width)

@@ -1,0 +1,358 @@
+"""Single cells of a rendered smear, drawn as optical density: a May-Grünwald-Giemsa stain under a 100x oil lens."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+Floats = NDArray[np.float32]
+Density = tuple[float, float, float]
+EDGE_UM = 0.2
+OUTLINE_STEPS = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DrawnCell:
+    """A cell in its own square patch, its centre in the middle.
+
+    `density` is float32 (S,S,3): natural optical density in R, G and B, below 0 in a halo; `mask` bool (S,S): the
+    pixels that are the cell.
+    """
+
+    kind: str
+    density: Floats
+    mask: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Granules:
+    """Granules of a cytoplasm: `per_um2` of them, each of `radius_um`, of optical density `density`."""
+
+    per_um2: float
+    radius_um: float
+    density: Density
+    over_nucleus: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a kind of white cell looks. Densities are natural optical density in R, G, B.
+
+    `nucleus` gives discs, float (N,3) of y, x, radius in cell radii, whose union it is. `gap_um` and `gap_share` are the
+    grain of the chromatin and the share of it that is pale.
+    """
+
+    diameter_um: tuple[float, float]
+    nucleus: Callable[[np.random.Generator], NDArray[np.float64]]
+    cytoplasm: Density
+    granules: Granules
+    chromatin: Density = (1.40, 2.35, 0.47)
+    chromatin_gap: Density = (0.85, 1.20, 0.30)
+    gap_um: float = 0.2
+    gap_share: float = 0.15
+    roughness: float = 0.025
+    rim: float = 0.2
+    vacuoles: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Canvas:
+    """A square patch: float32 (S,S) coordinates `y`, `x` in µm from its centre."""
+
+    y: Floats
+    x: Floats
+    um_per_px: float
+
+    @staticmethod
+    def around(radius_um: float, um_per_px: float) -> "Canvas":
+        """A patch that reaches `radius_um` from its centre on every side."""
+        reach = math.ceil(radius_um / um_per_px)
+        axis = (np.arange(-reach, reach + 1) * um_per_px).astype(np.float32)
+        y, x = np.meshgrid(axis, axis, indexing="ij")
+        return Canvas(y, x, um_per_px)
+
+    def texture(self, grain_um: float, rng: np.random.Generator) -> Floats:
+        """Noise of mean 0 and standard deviation 1 whose grains are `grain_um` wide (sigma)."""
+        noise = gaussian_filter(rng.standard_normal(self.y.shape, np.float32), grain_um / self.um_per_px)
+        return np.asarray(noise / noise.std(), np.float32)
+
+    def grains(self, per_um2: float, radius_um: float, rng: np.random.Generator) -> Floats:
+        """Soft dots at random places, near 1 in their middle, 0 between them."""
+        sigma_px = 0.7 * radius_um / self.um_per_px
+        dots = rng.poisson(per_um2 * self.um_per_px**2, self.y.shape) * rng.uniform(0.6, 1.3, self.y.shape)
+        spread = gaussian_filter(dots.astype(np.float32), sigma_px) * max(2 * math.pi * sigma_px**2, 1.0)
+        return np.clip(spread, 0, 1).astype(np.float32)
+
+    def depth(self, radius_um: float, elongation: float, waves: NDArray[np.float64]) -> Floats:
+        """Depth in µm below a closed outline around the centre, negative outside.
+
+        `waves` (K,3) are order, amplitude (of the radius) and phase of the outline's Fourier terms; `elongation` is the
+        ratio of its axes, the long one lying along x.
+        """
+        y, x = self.y * np.float32(elongation**0.5), self.x * np.float32(elongation**-0.5)
+        angles = np.linspace(-math.pi, math.pi, OUTLINE_STEPS)
+        outline = 1 + (waves[:, 1:2] * np.cos(waves[:, :1] * angles + waves[:, 2:])).sum(0)
+        position = (np.arctan2(y, x) + np.float32(math.pi)) * np.float32((OUTLINE_STEPS - 1) / (2 * math.pi))
+        outline_here = outline.astype(np.float32)[np.rint(position).astype(np.intp)]
+        return np.asarray(np.float32(radius_um) - np.hypot(y, x) / outline_here, np.float32)
+
+
+def _waves(orders: range, amplitude: float, rng: np.random.Generator) -> NDArray[np.float64]:
+    order = np.array(orders, np.float64)
+    sizes = rng.normal(0, amplitude, len(order)) * (order[0] / order)
+    return np.stack([order, sizes, rng.uniform(0, 2 * math.pi, len(order))], 1)
+
+
+def _rotated(discs: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    angle = rng.uniform(0, 2 * math.pi)
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    return np.concatenate([discs[:, :2] @ turn, discs[:, 2:]], 1)
+
+
+def _arc(bend: float, span: float, thickness: float, shift: float, rng: np.random.Generator) -> NDArray[np.float64]:
+    """A bent sausage: discs of even radius `thickness` along `span` radians of a circle of radius `bend`."""
+    t = np.linspace(-span / 2, span / 2, 24)
+    wobble = 1 + 0.08 * np.sin(rng.uniform(1, 3) * t + rng.uniform(0, 6))
+    y, x = bend * np.sin(t) * wobble, bend * np.cos(t) * wobble
+    return _rotated(np.stack([y, x - x.mean() + rng.normal(0, shift), thickness * (2 - wobble)], 1), rng)
+
+
+def _lobes(counts: tuple[int, ...], size: float, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Lobes along a bent line, thin strands between neighbours."""
+    n = int(rng.choice(counts))
+    radii = rng.uniform(0.88, 1.12, n) * size * (3 / n) ** 0.35
+    span = {2: rng.uniform(2.2, 3.0), 3: rng.uniform(3.0, 4.2)}.get(n, rng.uniform(4.2, 5.2))
+    angles = np.linspace(-span / 2, span / 2, n) + rng.normal(0, 0.12, n)
+    reach = np.clip(rng.normal(0.47, 0.04, n), radii, 0.93 - radii)
+    centres = np.stack([reach * np.sin(angles), reach * np.cos(angles)], 1)
+    parts = []
+    for centre, radius, angle in zip(centres, radii, angles, strict=True):
+        lean = angle + rng.normal(0, 0.5)
+        along = np.linspace(-1, 1, 5)[:, None] * np.array([math.cos(lean), -math.sin(lean)]) * radius * 0.4
+        parts.append(np.concatenate([centre + along, np.full((5, 1), radius * rng.uniform(0.82, 0.95))], 1))
+    for start, stop in zip(centres[:-1], centres[1:], strict=True):
+        t = np.linspace(0, 1, 12)[:, None]
+        parts.append(np.concatenate([start + t * (stop - start), np.full((12, 1), rng.uniform(0.04, 0.1))], 1))
+    return _rotated(np.concatenate(parts), rng)
+
+
+def _round(size: float, stretch: float, shift: float, rng: np.random.Generator) -> NDArray[np.float64]:
+    """An oval of half-axis `size`, `stretch` as long again, off the cell's centre by `shift` at most."""
+    t = np.linspace(-1, 1, 7) * size * stretch
+    discs = np.stack([t, np.full(7, rng.uniform(0, shift)), size * (1 - 0.25 * stretch * np.linspace(-1, 1, 7) ** 2)], 1)
+    return _rotated(discs, rng)
+
+
+def _indented(rng: np.random.Generator) -> NDArray[np.float64]:
+    """A monocyte's nucleus: kidney, horseshoe or folded loaf."""
+    span = rng.uniform(1.4, 3.4)
+    return _arc(rng.uniform(0.33, 0.4), span, rng.uniform(0.4, 0.46) - 0.04 * max(span - 2.4, 0), 0.06, rng)
+
+
+_FINE = (0.36, 0.66, 0.25)
+_AZURE = (0.80, 1.45, 0.34)
+_PURPLE = (1.22, 2.25, 0.42)
+
+RECIPES: dict[str, Recipe] = {
+    "segmented_neutrophil": Recipe(
+        (14.2, 0.8), lambda r: _lobes((2, 3, 3, 3, 4, 4, 5), 0.29, r), (0.16, 0.24, 0.11), Granules(4.0, 0.16, _FINE)
+    ),
+    "band_neutrophil": Recipe(
+        (14.4, 0.8),
+        lambda r: _arc(r.uniform(0.42, 0.5), r.uniform(3.0, 4.3), r.uniform(0.21, 0.25), 0.05, r),
+        (0.18, 0.27, 0.11),
+        Granules(4.0, 0.16, _FINE),
+        gap_share=0.18,
+    ),
+    "metamyelocyte": Recipe(
+        (14.2, 0.9),
+        lambda r: _arc(r.uniform(0.38, 0.45), r.uniform(1.9, 2.6), r.uniform(0.31, 0.36), 0.1, r),
+        (0.32, 0.42, 0.14),
+        Granules(4.0, 0.15, (0.60, 0.95, 0.29)),
+        chromatin=(1.33, 2.3, 0.46),
+        gap_um=0.19,
+        gap_share=0.24,
+    ),
+    "myelocyte": Recipe(
+        (14.5, 0.9),
+        lambda r: _round(r.uniform(0.5, 0.57), r.uniform(0.15, 0.3), 0.3, r),
+        (0.35, 0.46, 0.14),
+        Granules(4.5, 0.16, (0.68, 1.12, 0.31)),
+        chromatin=(1.32, 2.3, 0.46),
+        gap_um=0.18,
+        gap_share=0.3,
+    ),
+    "promyelocyte": Recipe(
+        (16.8, 1.0),
+        lambda r: _round(r.uniform(0.62, 0.68), r.uniform(0.08, 0.2), 0.24, r),
+        (0.44, 0.52, 0.15),
+        Granules(4.0, 0.2, _AZURE, over_nucleus=True),
+        chromatin=(1.26, 2.2, 0.45),
+        gap_um=0.17,
+        gap_share=0.32,
+        rim=0.4,
+    ),
+    "eosinophil": Recipe(
+        (14.6, 0.8),
+        lambda r: _lobes((2, 2, 2, 3), 0.33, r),
+        (0.27, 0.50, 0.22),
+        Granules(7.0, 0.3, (0.44, 0.98, 0.43)),
+        gap_share=0.2,
+        rim=0.1,
+    ),
+    "basophil": Recipe(
+        (13.2, 0.8),
+        lambda r: _lobes((2, 3), 0.38, r),
+        (0.24, 0.40, 0.13),
+        Granules(3.0, 0.36, (1.38, 2.35, 0.50), over_nucleus=True),
+        chromatin=(1.15, 1.85, 0.42),
+        gap_share=0.3,
+        roughness=0.035,
+        rim=0.3,
+    ),
+    "lymphocyte": Recipe(
+        (11.0, 0.9),
+        lambda r: _round(r.uniform(0.78, 0.84), r.uniform(0.03, 0.1), 0.14, r),
+        (0.50, 0.58, 0.16),
+        Granules(0.3, 0.15, (0.8, 1.1, 0.3)),
+        chromatin=(1.3, 2.15, 0.48),
+        chromatin_gap=(0.95, 1.45, 0.36),
+        gap_um=0.24,
+        gap_share=0.3,
+        rim=0.6,
+    ),
+    "monocyte": Recipe(
+        (17.2, 1.4),
+        _indented,
+        (0.42, 0.50, 0.15),
+        Granules(2.0, 0.13, (0.72, 1.0, 0.28)),
+        chromatin=_PURPLE,
+        chromatin_gap=(0.82, 1.25, 0.27),
+        gap_um=0.17,
+        gap_share=0.38,
+        roughness=0.05,
+        vacuoles=2.5,
+    ),
+    "erythroblast": Recipe(
+        (10.0, 0.8),
+        lambda r: _round(r.uniform(0.54, 0.64), r.uniform(0.0, 0.1), 0.22, r),
+        (0.44, 0.53, 0.18),
+        Granules(0.2, 0.15, (0.7, 0.9, 0.28)),
+        chromatin=(1.46, 2.3, 0.54),
+        gap_um=0.2,
+        gap_share=0.1,
+        roughness=0.035,
+        rim=0.3,
+    ),
+}
+
+
+def _coverage(depth_um: Floats) -> Floats:
+    """How much of each pixel lies inside, 0 to 1, from its depth below an outline."""
+    return np.clip(depth_um / EDGE_UM + 0.5, 0, 1)
+
+
+def _blend(under: Floats, over: Density | Floats, share: Floats) -> Floats:
+    """`under` (S,S,3) with a share (S,S) of it replaced by `over`."""
+    return np.asarray(under + share[..., None] * (np.asarray(over, np.float32) - under), np.float32)
+
+
+def _union_depth(canvas: Canvas, discs: NDArray[np.float64], radius_um: float) -> Floats:
+    """Depth in µm below the smooth union of discs given in cell radii."""
+    sharpness = 5.0
+    y, x, r = (discs * radius_um).astype(np.float32).T[:, :, None, None]
+    total = np.exp(np.minimum(sharpness * (r - np.hypot(canvas.y - y, canvas.x - x)), 60.0)).sum(0)
+    crowding = math.log(3.0)
+    return np.asarray((np.log(total + 1e-30) - crowding) / sharpness, np.float32)
+
+
+def _chromatin(canvas: Canvas, recipe: Recipe, depth: Floats, rng: np.random.Generator) -> Floats:
+    """Density (S,S,3) of a nucleus: dense net, pale gaps, a condensed rim."""
+    noise = canvas.texture(recipe.gap_um, rng)
+    threshold = np.quantile(noise, 1 - recipe.gap_share)
+    gap = np.clip((noise - threshold) / 0.7 + 0.35, 0, 1) * np.clip(depth / 0.6, 0, 1)
+    dense = np.asarray(recipe.chromatin, np.float32) * (1 + 0.05 * canvas.texture(0.6, rng))[..., None]
+    return _blend(dense, recipe.chromatin_gap, gap)
+
+
+def _vacuoles(canvas: Canvas, count: int, radius_um: float, rng: np.random.Generator) -> Floats:
+    """Share (S,S) of clear vacuoles: a cluster of round holes in one part of a cell of `radius_um`."""
+    cluster, away = rng.uniform(0, 2 * math.pi), rng.uniform(0.55, 0.8) * radius_um
+    share = np.zeros_like(canvas.y)
+    for _ in range(count):
+        y, x = np.array([math.sin(cluster), math.cos(cluster)]) * away + rng.normal(0, 0.18 * radius_um, 2)
+        hole = rng.uniform(0.25, 0.7) - np.hypot(canvas.y - np.float32(y), canvas.x - np.float32(x))
+        share = np.maximum(share, _coverage(hole))
+    return share
+
+
+def draw_white_cell(kind: str, um_per_px: float, rng: np.random.Generator) -> DrawnCell:
+    """A nucleated cell of a kind named in RECIPES, at a scale in µm per pixel. Raises KeyError for another kind."""
+    recipe = RECIPES[kind]
+    mean, spread = recipe.diameter_um
+    radius = (mean + spread * float(np.clip(rng.standard_normal(), -2, 2))) / 2
+    canvas = Canvas.around(radius * 1.35 + 1.0, um_per_px)
+    rough = recipe.roughness
+    waves = np.concatenate([_waves(range(2, 7), rough, rng), _waves(range(9, 18), 0.25 * rough, rng)])
+    depth = canvas.depth(radius, rng.uniform(1.0, 1.0 + 4 * rough), waves)
+    inside = _coverage(depth)
+
+    mottle = (1 + 0.09 * canvas.texture(0.15, rng) + 0.09 * canvas.texture(0.7, rng))[..., None]
+    body = np.asarray(recipe.cytoplasm, np.float32) * mottle
+    body = body * (1 + recipe.rim * np.exp(-((depth / 0.4) ** 2)))[..., None]
+    grains = recipe.granules
+    granular = canvas.grains(grains.per_um2, grains.radius_um, rng)
+    granular *= np.clip(0.8 + 0.35 * canvas.texture(1.2, rng), 0, 1)
+    if not grains.over_nucleus:
+        body = _blend(body, grains.density, granular)
+    if recipe.vacuoles:
+        body = _blend(body, (0.08, 0.08, 0.03), _vacuoles(canvas, rng.poisson(recipe.vacuoles), radius, rng))
+
+    uneven = 0.12 * canvas.texture(0.5, rng)
+    nucleus = np.minimum(_union_depth(canvas, recipe.nucleus(rng), radius) + uneven, depth - 0.25)
+    body = _blend(body, _chromatin(canvas, recipe, nucleus, rng), _coverage(nucleus))
+    if grains.over_nucleus:
+        body = _blend(body, grains.density, granular)
+
+    density = body * (inside * rng.normal(1.0, 0.05))[..., None]
+    if rng.random() < 0.4:
+        ring = (1 - inside) * np.exp(-((depth / 0.5) ** 2))
+        density -= np.float32(0.06) * ring[..., None]
+    return DrawnCell(kind, np.asarray(density, np.float32), inside > 0.5)
+
+
+def draw_platelet(um_per_px: float, rng: np.random.Generator) -> DrawnCell:
+    """A platelet of 2 to 4.5 µm: a ragged pale rim around purple granules."""
+    radius = float(np.clip(rng.normal(3.0, 0.5), 2.0, 4.5)) / 2
+    canvas = Canvas.around(radius * 1.7 + 0.5, um_per_px)
+    waves = np.concatenate([_waves(range(2, 5), 0.06, rng), _waves(range(7, 14), 0.03, rng)])
+    depth = canvas.depth(radius, rng.uniform(1.0, 1.35), waves)
+    core = np.clip(depth / (0.5 * radius), 0, 1)
+    granular = np.clip(canvas.grains(6.0, 0.26, rng) * 1.2, 0, 1) * core
+    body = np.asarray((0.36, 0.42, 0.13), np.float32) * (1 + 0.12 * canvas.texture(0.2, rng))[..., None]
+    density = _blend(body, (0.92, 1.65, 0.37), granular) * (_coverage(depth) * rng.normal(1, 0.1))[..., None]
+    return DrawnCell("platelet", np.asarray(density, np.float32), depth > 0)
+
+
+def draw_red_cell(radius_um: float, um_per_px: float, rng: np.random.Generator) -> DrawnCell:
+    """A red cell, thin in the middle; now and then an ovalocyte, a deformed one or one with a crenated edge."""
+    odd = rng.random()
+    elongation = rng.uniform(1.2, 1.5) if odd < 0.12 else rng.uniform(1.0, 1.15)
+    waves = _waves(range(2, 6), 0.06 if 0.12 < odd < 0.2 else 0.022, rng)
+    if odd > 0.97:
+        waves = np.concatenate([waves, _waves(range(9, 14), 0.03, rng)])
+    canvas = Canvas.around(radius_um * elongation**0.5 * (1 + float(np.abs(waves[:, 1]).sum())) + 0.3, um_per_px)
+    angle = np.float32(rng.uniform(0, 2 * math.pi))
+    turned = Canvas(
+        canvas.y * np.cos(angle) - canvas.x * np.sin(angle), canvas.y * np.sin(angle) + canvas.x * np.cos(angle), um_per_px
+    )
+    depth = turned.depth(radius_um, elongation, waves)
+    rho = 1 - depth / np.float32(radius_um)
+    pallor, width, slope = rng.beta(2.2, 1.4) * 0.95, rng.uniform(0.3, 0.5), rng.uniform(2.0, 3.5)
+    thickness = 1 - pallor * np.exp(-((rho / width) ** slope))
+    thickness *= np.sqrt(np.clip(1 - 0.35 * np.clip(rho, 0, 1) ** 6, 0, 1)) * _coverage(depth)
+    dye = np.asarray((0.25, 0.375, 0.215), np.float32) * rng.normal(1.0, 0.11)
+    return DrawnCell("rbc", np.asarray(thickness[..., None] * dye, np.float32), depth > 0)
