@@ -21,6 +21,7 @@ from PIL.JpegImagePlugin import jpeg_factory
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from upath import UPath
+from upath.types import StatResultType
 
 from wbc.types import FieldError, Slide
 
@@ -172,7 +173,7 @@ def stamp(path: UPath) -> FieldStamp:
     return FieldStamp(path.name, found.st_size, text)
 
 
-def _status(path: UPath) -> os.stat_result:
+def _status(path: UPath) -> StatResultType:
     try:
         found = path.stat()
     except Exception as error:  # every fsspec back end has its own
@@ -271,16 +272,16 @@ def _deep_grey_to_8_bits(name: str, picture: Image.Image) -> NDArray[np.uint8]:
         raise FieldError(name, "has pixels that are no numbers")
     if picture.mode == "I" and tags.get(_TIFF_SAMPLE_FORMAT, (2,))[0] == 1:
         values = values.view(np.uint32)
-    bits = tags.get(_TIFF_BITS, (16,))[0]
-    if picture.mode != "F" and bits < 32:
+    bits = tags.get(_TIFF_BITS, (32 if picture.mode == "I" else 16,))[0]
+    if not is_float and bits < 32:
         full = float(2 ** (bits - (picture.mode == "I")) - 1)
     else:
         largest = float(values.max())
         ranges = (1.0 if is_float else 255.0, 255.0, 65_535.0, 2.0**31 - 1, 2.0**32 - 1)
         full = next((end for end in ranges if largest <= end), largest)
-    scaled = np.rint(np.clip(values * np.float32(255.0 / full), 0, 255)).astype(np.uint8)
+    scaled: NDArray[np.uint8] = np.rint(np.clip(values * np.float32(255.0 / full), 0, 255)).astype(np.uint8)
     # Pillow turns white-is-zero round for 8 bits and fewer alone.
-    return 255 - scaled if tags.get(_TIFF_PHOTOMETRIC) == 0 else scaled
+    return np.invert(scaled) if tags.get(_TIFF_PHOTOMETRIC) == 0 else scaled
 
 
 def field_um_per_px(path: UPath) -> float | None:
@@ -307,10 +308,12 @@ def field_um_per_px(path: UPath) -> float | None:
 
 def _ome_um_per_px(description: str) -> float | None:
     """PhysicalSizeX of the first image of OME-XML, in µm; None where `description` is none or does not say."""
-    if "<OME" not in description and ":OME" not in description:
+    if "OME" not in description:
         return None
-    # Pillow reads a TIFF's text as Latin-1; OME-XML is UTF-8.
-    pixels = ElementTree.fromstring(description.encode("latin-1")).find(".//{*}Pixels")
-    if pixels is None or "PhysicalSizeX" not in pixels.attrib:
+    try:
+        # Pillow reads a TIFF's text as Latin-1; OME-XML is UTF-8.
+        pixels = ElementTree.fromstring(description.encode("latin-1")).find(".//{*}Pixels")
+        size = {} if pixels is None else pixels.attrib
+        return float(size["PhysicalSizeX"]) * _UM_PER_OME_UNIT[size.get("PhysicalSizeXUnit", "µm")]
+    except (ElementTree.ParseError, KeyError, ValueError):
         return None
-    return float(pixels.attrib["PhysicalSizeX"]) * _UM_PER_OME_UNIT[pixels.attrib.get("PhysicalSizeXUnit", "µm")]

@@ -52,6 +52,12 @@ def read_field(path: UPath, key: FieldKey) -> NDArray[np.uint8]:
     return np.asarray(array[:], np.uint8)
 
 
+def field_shape(path: UPath, key: FieldKey) -> tuple[int, int]:
+    """Height and width of a stored field. Raises FileNotFoundError where it was never written."""
+    height, width, _ = zarr.open_array(_store(path), path=_name(key), mode="r").shape
+    return height, width
+
+
 def remove(path: UPath) -> None:
     """Delete a slide's group, if it is there."""
     if path.exists():

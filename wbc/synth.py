@@ -18,6 +18,7 @@ from wbc.synth_cells import RECIPES, DrawnCell, draw_platelet, draw_red_cell, dr
 
 JPEG_QUALITY = 92
 MIN_VISIBLE = 0.35
+SHARPENING, SHARPENING_PX = 0.5, 2.0
 NORMAL_BLOOD = (
     ("segmented_neutrophil", 0.55),
     ("band_neutrophil", 0.045),
@@ -188,12 +189,13 @@ def _photograph(
     rows = np.linspace(-1, 1, height, dtype=np.float32)[:, None] - np.float32(rng.uniform(-0.5, 0.5))
     columns = np.linspace(-1, 1, width, dtype=np.float32)[None] - np.float32(rng.uniform(-0.5, 0.5))
     light = 1 - np.float32(rng.uniform(0.0, 0.025)) * (rows**2 + columns**2)
-    blur_px = rng.uniform(0.07, 0.13) / um_per_px
+    focus_px = rng.uniform(0.05, 0.1) / um_per_px
     pixels = np.exp(-density)
     noise = rng.standard_normal(density.shape, np.float32)
     for channel, level in enumerate(stain.light):
-        lit = gaussian_filter(pixels[..., channel], blur_px) * (light * np.float32(level))
-        pixels[..., channel] = lit + noise[..., channel]
+        seen = gaussian_filter(pixels[..., channel], focus_px)
+        seen += SHARPENING * (seen - gaussian_filter(seen, SHARPENING_PX))
+        pixels[..., channel] = seen * (light * np.float32(level)) + noise[..., channel]
     return np.asarray(np.clip(np.rint(pixels), 0, 255), np.uint8)
 
 

@@ -50,8 +50,8 @@ class Recipe:
     cytoplasm: Density
     granules: Granules
     chromatin: Density = (1.40, 2.35, 0.47)
-    chromatin_gap: Density = (0.85, 1.20, 0.30)
-    gap_um: float = 0.2
+    chromatin_gap: Density = (0.70, 0.95, 0.25)
+    gap_um: float = 0.16
     gap_share: float = 0.15
     roughness: float = 0.025
     rim: float = 0.2
@@ -73,6 +73,11 @@ class Canvas:
         axis = (np.arange(-reach, reach + 1) * um_per_px).astype(np.float32)
         y, x = np.meshgrid(axis, axis, indexing="ij")
         return Canvas(y, x, um_per_px)
+
+    def turned(self, angle: float) -> "Canvas":
+        """The same patch, its coordinates turned by `angle` radians."""
+        sin, cos = np.float32(math.sin(angle)), np.float32(math.cos(angle))
+        return Canvas(self.y * cos - self.x * sin, self.y * sin + self.x * cos, self.um_per_px)
 
     def texture(self, grain_um: float, rng: np.random.Generator) -> Floats:
         """Noise of mean 0 and standard deviation 1 whose grains are `grain_um` wide (sigma)."""
@@ -149,7 +154,7 @@ def _round(size: float, stretch: float, shift: float, rng: np.random.Generator) 
 def _indented(rng: np.random.Generator) -> NDArray[np.float64]:
     """A monocyte's nucleus: kidney, horseshoe or folded loaf."""
     span = rng.uniform(1.4, 3.4)
-    return _arc(rng.uniform(0.33, 0.4), span, rng.uniform(0.4, 0.46) - 0.04 * max(span - 2.4, 0), 0.06, rng)
+    return _arc(rng.uniform(0.34, 0.42), span, rng.uniform(0.45, 0.52) - 0.04 * max(span - 2.4, 0), 0.06, rng)
 
 
 _FINE = (0.36, 0.66, 0.25)
@@ -158,11 +163,11 @@ _PURPLE = (1.22, 2.25, 0.42)
 
 RECIPES: dict[str, Recipe] = {
     "segmented_neutrophil": Recipe(
-        (14.2, 0.8), lambda r: _lobes((2, 3, 3, 3, 4, 4, 5), 0.29, r), (0.16, 0.24, 0.11), Granules(4.0, 0.16, _FINE)
+        (14.2, 0.8), lambda r: _lobes((2, 3, 3, 3, 4, 4, 5), 0.31, r), (0.16, 0.24, 0.11), Granules(4.0, 0.16, _FINE)
     ),
     "band_neutrophil": Recipe(
         (14.4, 0.8),
-        lambda r: _arc(r.uniform(0.42, 0.5), r.uniform(3.0, 4.3), r.uniform(0.21, 0.25), 0.05, r),
+        lambda r: _arc(r.uniform(0.42, 0.5), r.uniform(3.0, 4.3), r.uniform(0.23, 0.28), 0.05, r),
         (0.18, 0.27, 0.11),
         Granules(4.0, 0.16, _FINE),
         gap_share=0.18,
@@ -173,16 +178,16 @@ RECIPES: dict[str, Recipe] = {
         (0.32, 0.42, 0.14),
         Granules(4.0, 0.15, (0.60, 0.95, 0.29)),
         chromatin=(1.33, 2.3, 0.46),
-        gap_um=0.19,
+        gap_um=0.15,
         gap_share=0.24,
     ),
     "myelocyte": Recipe(
         (14.5, 0.9),
-        lambda r: _round(r.uniform(0.5, 0.57), r.uniform(0.15, 0.3), 0.3, r),
+        lambda r: _round(r.uniform(0.55, 0.62), r.uniform(0.15, 0.3), 0.3, r),
         (0.35, 0.46, 0.14),
         Granules(4.5, 0.16, (0.68, 1.12, 0.31)),
         chromatin=(1.32, 2.3, 0.46),
-        gap_um=0.18,
+        gap_um=0.14,
         gap_share=0.3,
     ),
     "promyelocyte": Recipe(
@@ -191,15 +196,15 @@ RECIPES: dict[str, Recipe] = {
         (0.44, 0.52, 0.15),
         Granules(4.0, 0.2, _AZURE, over_nucleus=True),
         chromatin=(1.26, 2.2, 0.45),
-        gap_um=0.17,
+        gap_um=0.14,
         gap_share=0.32,
         rim=0.4,
     ),
     "eosinophil": Recipe(
         (14.6, 0.8),
         lambda r: _lobes((2, 2, 2, 3), 0.33, r),
-        (0.27, 0.50, 0.22),
-        Granules(7.0, 0.3, (0.44, 0.98, 0.43)),
+        (0.25, 0.45, 0.21),
+        Granules(3.2, 0.3, (0.43, 0.93, 0.43)),
         gap_share=0.2,
         rim=0.1,
     ),
@@ -207,7 +212,7 @@ RECIPES: dict[str, Recipe] = {
         (13.2, 0.8),
         lambda r: _lobes((2, 3), 0.38, r),
         (0.24, 0.40, 0.13),
-        Granules(3.0, 0.36, (1.38, 2.35, 0.50), over_nucleus=True),
+        Granules(2.2, 0.32, (1.42, 2.45, 0.50), over_nucleus=True),
         chromatin=(1.15, 1.85, 0.42),
         gap_share=0.3,
         roughness=0.035,
@@ -215,24 +220,24 @@ RECIPES: dict[str, Recipe] = {
     ),
     "lymphocyte": Recipe(
         (11.0, 0.9),
-        lambda r: _round(r.uniform(0.78, 0.84), r.uniform(0.03, 0.1), 0.14, r),
-        (0.50, 0.58, 0.16),
+        lambda r: _round(r.uniform(0.8, 0.87), r.uniform(0.03, 0.1), 0.14, r),
+        (0.55, 0.60, 0.16),
         Granules(0.3, 0.15, (0.8, 1.1, 0.3)),
         chromatin=(1.3, 2.15, 0.48),
-        chromatin_gap=(0.95, 1.45, 0.36),
-        gap_um=0.24,
+        chromatin_gap=(0.92, 1.3, 0.34),
+        gap_um=0.16,
         gap_share=0.3,
         rim=0.6,
     ),
     "monocyte": Recipe(
         (17.2, 1.4),
         _indented,
-        (0.42, 0.50, 0.15),
+        (0.44, 0.47, 0.12),
         Granules(2.0, 0.13, (0.72, 1.0, 0.28)),
         chromatin=_PURPLE,
         chromatin_gap=(0.82, 1.25, 0.27),
-        gap_um=0.17,
-        gap_share=0.38,
+        gap_um=0.14,
+        gap_share=0.36,
         roughness=0.05,
         vacuoles=2.5,
     ),
@@ -273,9 +278,9 @@ def _chromatin(canvas: Canvas, recipe: Recipe, depth: Floats, rng: np.random.Gen
     """Density (S,S,3) of a nucleus: dense net, pale gaps, a condensed rim."""
     noise = canvas.texture(recipe.gap_um, rng)
     threshold = np.quantile(noise, 1 - recipe.gap_share)
-    gap = np.clip((noise - threshold) / 0.7 + 0.35, 0, 1) * np.clip(depth / 0.6, 0, 1)
-    dense = np.asarray(recipe.chromatin, np.float32) * (1 + 0.05 * canvas.texture(0.6, rng))[..., None]
-    return _blend(dense, recipe.chromatin_gap, gap)
+    gap = np.clip((noise - threshold) / 0.8 + 0.4, 0, 1) * np.clip(depth / 0.5, 0.1, 1)
+    shade = 1 + 0.05 * canvas.texture(0.6, rng) + 0.07 * canvas.texture(0.12, rng) + 0.1 * np.exp(-((depth / 0.3) ** 2))
+    return _blend(np.asarray(recipe.chromatin, np.float32) * shade[..., None], recipe.chromatin_gap, gap)
 
 
 def _vacuoles(canvas: Canvas, count: int, radius_um: float, rng: np.random.Generator) -> Floats:
@@ -296,8 +301,8 @@ def draw_white_cell(kind: str, um_per_px: float, rng: np.random.Generator) -> Dr
     radius = (mean + spread * float(np.clip(rng.standard_normal(), -2, 2))) / 2
     canvas = Canvas.around(radius * 1.35 + 1.0, um_per_px)
     rough = recipe.roughness
-    waves = np.concatenate([_waves(range(2, 7), rough, rng), _waves(range(9, 18), 0.25 * rough, rng)])
-    depth = canvas.depth(radius, rng.uniform(1.0, 1.0 + 4 * rough), waves)
+    waves = np.concatenate([_waves(range(2, 7), rough, rng), _waves(range(9, 18), 0.1 * rough, rng)])
+    depth = canvas.turned(rng.uniform(0, 2 * math.pi)).depth(radius, rng.uniform(1.0, 1.0 + 4 * rough), waves)
     inside = _coverage(depth)
 
     mottle = (1 + 0.09 * canvas.texture(0.15, rng) + 0.09 * canvas.texture(0.7, rng))[..., None]
@@ -309,9 +314,9 @@ def draw_white_cell(kind: str, um_per_px: float, rng: np.random.Generator) -> Dr
     if not grains.over_nucleus:
         body = _blend(body, grains.density, granular)
     if recipe.vacuoles:
-        body = _blend(body, (0.08, 0.08, 0.03), _vacuoles(canvas, rng.poisson(recipe.vacuoles), radius, rng))
+        body = _blend(body, (0.08, 0.08, 0.03), _vacuoles(canvas, rng.poisson(recipe.vacuoles * rng.exponential()), radius, rng))
 
-    uneven = 0.12 * canvas.texture(0.5, rng)
+    uneven = 0.1 * canvas.texture(0.9, rng) + 0.05 * canvas.texture(0.35, rng)
     nucleus = np.minimum(_union_depth(canvas, recipe.nucleus(rng), radius) + uneven, depth - 0.25)
     body = _blend(body, _chromatin(canvas, recipe, nucleus, rng), _coverage(nucleus))
     if grains.over_nucleus:
@@ -342,14 +347,10 @@ def draw_red_cell(radius_um: float, um_per_px: float, rng: np.random.Generator) 
     odd = rng.random()
     elongation = rng.uniform(1.2, 1.5) if odd < 0.12 else rng.uniform(1.0, 1.15)
     waves = _waves(range(2, 6), 0.06 if 0.12 < odd < 0.2 else 0.022, rng)
-    if odd > 0.97:
-        waves = np.concatenate([waves, _waves(range(9, 14), 0.03, rng)])
+    if odd > 0.985:
+        waves = np.concatenate([waves, _waves(range(9, 14), 0.018, rng)])
     canvas = Canvas.around(radius_um * elongation**0.5 * (1 + float(np.abs(waves[:, 1]).sum())) + 0.3, um_per_px)
-    angle = np.float32(rng.uniform(0, 2 * math.pi))
-    turned = Canvas(
-        canvas.y * np.cos(angle) - canvas.x * np.sin(angle), canvas.y * np.sin(angle) + canvas.x * np.cos(angle), um_per_px
-    )
-    depth = turned.depth(radius_um, elongation, waves)
+    depth = canvas.turned(rng.uniform(0, 2 * math.pi)).depth(radius_um, elongation, waves)
     rho = 1 - depth / np.float32(radius_um)
     pallor, width, slope = rng.beta(2.2, 1.4) * 0.95, rng.uniform(0.3, 0.5), rng.uniform(2.0, 3.5)
     thickness = 1 - pallor * np.exp(-((rho / width) ** slope))
