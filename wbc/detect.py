@@ -21,8 +21,8 @@ MERGE_IOU = 0.5
 class TileSettings:
     """How a field is looked at. `tile_px` (the largest side) and `margin_px` are pixels of the detector's scale.
 
-    `overlap_um` is the size of the largest cell. `batch_px` bounds the pixels of one forward pass. `origin` (y, x) shifts
-    the grid, in the detector's pixels; no count depends on it.
+    `overlap_um` is the size of the largest cell. `batch_px` bounds the pixels of one forward pass. `origin` (y, x)
+    shifts the grid, in the detector's pixels; no count depends on it.
     """
 
     tile_px: int = 1024
@@ -41,8 +41,8 @@ def detect(
 ) -> list[Detections]:
     """The cells of each field uint8 (H,W,3), boxes in field pixels, scores at least `min_score`.
 
-    A box that an inner tile edge cuts is dropped (a neighbour has that cell whole), then doubles of neighbouring tiles are
-    merged class by class: the grid leaves no trace in the result. `um_per_px` is the fields' scale.
+    A box that an inner tile edge cuts is dropped (a neighbour has that cell whole), then doubles of neighbouring tiles
+    are merged class by class: the grid leaves no trace in the result. `um_per_px` is the fields' scale.
     """
     factor = um_per_px / model.card.um_per_px
     scaled = [rescale(pixels, factor) for pixels in fields]

@@ -49,7 +49,7 @@ def balanced_size(length: int, largest_px: int, overlap_px: int) -> int:
 def tile_grid(
     height: int, width: int, size: tuple[int, int], overlap_px: int, origin: tuple[int, int] = (0, 0)
 ) -> list[Tile]:
-    """Tiles of `size` (height, width) that cover a field so that any box up to overlap_px wide lies whole in one of them.
+    """Tiles of `size` (height, width) that cover a field so that any box up to overlap_px a side is whole in one of them.
 
     The grid may start anywhere: `origin` (y, x) shifts it, and tiles end at the field's edge.
     Raises ValueError unless 0 <= overlap_px < size.
@@ -98,8 +98,8 @@ def whole_in_tile(boxes: Boxes, tile: Tile, height: int, width: int, margin_px: 
 def merge(detections: Detections, iou: float) -> Detections:
     """One box a cell: of boxes of one class that overlap by more than `iou`, the one of the highest score stays.
 
-    Greedy non-maximum suppression in falling order of score, ties broken by place, so that neither the order of the boxes
-    nor the tiles they came from matter. Neighbours come from a k-d tree: 100,000 boxes take well under a second.
+    Greedy non-maximum suppression in falling order of score, ties broken by place, so that neither the order of the
+    boxes nor the tiles they came from matter. Neighbours come from a k-d tree: 100,000 boxes take well under a second.
     """
     d = detections
     order = np.lexsort((d.boxes[:, 3], d.boxes[:, 2], d.boxes[:, 1], d.boxes[:, 0], d.labels, -d.scores))

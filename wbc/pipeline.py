@@ -50,7 +50,10 @@ class CountSettings:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One count: where it goes, with what models, how. `device` is auto, cpu, cuda or cuda:i, resolved on the worker."""
+    """One count: where it goes, with what models, how.
+
+    `device` is auto, cpu, cuda or cuda:i, resolved on the worker.
+    """
 
     out: UPath
     detector: ModelRef
@@ -117,7 +120,10 @@ class SlideOutcome:
 
 
 def count_slide(slide: Slide, job: Job, executor: Executor, progress: Progress | None = None) -> SlideOutcome:
-    """Both stages of one slide. Raises what the executor, a model or OUT raise; a bad field is an entry in the tables."""
+    """Both stages of one slide.
+
+    Raises what the executor, a model or OUT raise; a bad field is an entry in the tables.
+    """
     return count(ingest(slide, job, executor), job, executor, progress)
 
 
@@ -148,7 +154,7 @@ def _known_digests(slide: Slide, job: Job) -> dict[str, str] | None:
 
 
 def count_id(slide: Slide, digests: dict[str, str], job: Job) -> str:
-    """32 hexadecimal digits of all that a count's result depends on: fields, models, taxonomy, settings, given scale."""
+    """32 hexadecimal digits of all that a count depends on: fields, models, taxonomy, settings, given scale."""
     parts = {
         "fields": sorted(digests.items()),
         "um_per_px": slide.um_per_px,
@@ -226,9 +232,7 @@ def count(ingested: Ingested, job: Job, executor: Executor, progress: Progress |
     return SlideOutcome(slide.slide_id, "counted", row.n_fields, row.n_cells, failed, row.seconds.total)
 
 
-def _scale(
-    ingested: Ingested, good: list[int], job: Job, executor: Executor
-) -> tuple[float | None, ScaleFrom | None]:
+def _scale(ingested: Ingested, good: list[int], job: Job, executor: Executor) -> tuple[float | None, ScaleFrom | None]:
     """The slide's µm per px and where it came from; (None, None) where nothing tells it."""
     if ingested.slide.um_per_px is not None:
         return ingested.slide.um_per_px, "given"
@@ -250,9 +254,7 @@ def look_for_scale(slide_id: str, fields: Sequence[int], pixels: UPath, job: Job
     return estimate_um_per_px([store.read_field(pixels, FieldKey(slide_id, i)) for i in fields], detector)
 
 
-def count_chunk(
-    slide_id: str, fields: Sequence[int], pixels: UPath, um_per_px: float | None, job: Job
-) -> CountedChunk:
+def count_chunk(slide_id: str, fields: Sequence[int], pixels: UPath, um_per_px: float | None, job: Job) -> CountedChunk:
     """On a worker: detect and name the cells of some stored fields, the next field read while this one is computed.
 
     Where the scale is not known the field is taken to be at the detector's own.

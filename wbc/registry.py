@@ -1,4 +1,4 @@
-"""Model reference -> module and card: `bundled:NAME`, a folder, or `models:/NAME@ALIAS` (MLflow). Nothing is unpickled."""
+"""Model reference -> module and card: `bundled:NAME`, a folder, `models:/NAME@ALIAS` (MLflow). Nothing is unpickled."""
 
 import hashlib
 import json
@@ -59,7 +59,7 @@ def locate(reference: str) -> Path:
 
 def _from_mlflow(reference: str) -> Path:
     try:
-        import mlflow.artifacts  # noqa: PLC0415 - heavy, and only for those who keep a registry
+        import mlflow.artifacts  # heavy, and only for those who keep a registry
     except ModuleNotFoundError as error:
         raise ModelError(f"{reference!r} is in an MLflow registry: pip install 'wbc[mlflow]'") from error
     try:
@@ -122,7 +122,9 @@ def load_weights(module: nn.Module, path: Path) -> nn.Module:
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: {error}") from error
     own = module.state_dict()
-    wrong = sorted(k for k in own.keys() | state.keys() if k not in own or k not in state or own[k].shape != state[k].shape)
+    wrong = sorted(
+        k for k in own.keys() | state.keys() if k not in own or k not in state or own[k].shape != state[k].shape
+    )
     if wrong:
         raise ModelError(f"{path} does not fit its card: {len(wrong)} tensors differ, first {wrong[0]!r}")
     module.load_state_dict(state)

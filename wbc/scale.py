@@ -12,7 +12,7 @@ from wbc.types import Tile
 
 RED_CELL_UM = 7.2
 LADDER_PX = tuple(14 * 1.35**k for k in range(10))  # red cells from 14 to 208 px
-LOOK_PX = 512
+LOOK_PX = 448
 ENOUGH_CELLS = 12
 MIN_SCORE = 0.5
 
@@ -20,16 +20,22 @@ MIN_SCORE = 0.5
 def estimate_um_per_px(fields: Sequence[NDArray[np.uint8]], model: LoadedModel) -> float | None:
     """The scale of fields uint8 (H,W,3) of one slide: the median over fields; None where no field has enough red cells.
 
-    A first look tries a ladder of scales and keeps the one at which red cells of the size that the detector knows cover
-    most of the picture; two closer looks then measure them.
+    A ladder of scales is tried, and the rung kept at which red cells of the size that the detector knows cover most of
+    the picture; closer looks then measure them. One ladder serves a slide, unless its first field is too empty.
     """
     if "rbc" not in model.card.classes:
         return None
-    sizes = [px for px in (_red_cell_px(pixels, model) for pixels in fields) if px is not None]
+    sizes: list[float] = []
+    for pixels in fields:
+        guess_px = float(np.median(sizes)) if sizes else _climb(pixels, model)
+        measured = _measure(pixels, guess_px, model) if guess_px else None
+        if measured is not None:
+            sizes.append(measured if sizes else _measure(pixels, measured, model) or measured)
     return RED_CELL_UM / float(np.median(sizes)) if sizes else None
 
 
-def _red_cell_px(pixels: NDArray[np.uint8], model: LoadedModel) -> float | None:
+def _climb(pixels: NDArray[np.uint8], model: LoadedModel) -> float:
+    """A first guess of the red cells' size in a field, in px; 0 where no rung shows any."""
     known_px = RED_CELL_UM / model.card.um_per_px
     best_px, best_cover = 0.0, 0.0
     for guess_px in LADDER_PX:
@@ -38,21 +44,21 @@ def _red_cell_px(pixels: NDArray[np.uint8], model: LoadedModel) -> float | None:
         cover = float((fitting**2).sum() / area)
         if cover > best_cover:
             best_px, best_cover = guess_px * float(np.median(fitting)) / known_px, cover
-    for _ in range(2):
-        if not best_px:
-            return None
-        sides, _area = _look(pixels, known_px / best_px, TileSettings().tile_px, model)
-        fitting = sides[(sides > 0.5 * known_px) & (sides < 2 * known_px)]
-        if len(fitting) < ENOUGH_CELLS:
-            return None
-        best_px *= float(np.median(fitting)) / known_px
     return best_px
+
+
+def _measure(pixels: NDArray[np.uint8], guess_px: float, model: LoadedModel) -> float | None:
+    """The median red cell in px, seen where it has about the size that the detector knows; None for too few."""
+    known_px = RED_CELL_UM / model.card.um_per_px
+    sides, _ = _look(pixels, known_px / guess_px, TileSettings().tile_px, model)
+    fitting = sides[(sides > 0.5 * known_px) & (sides < 2 * known_px)]
+    return guess_px * float(np.median(fitting)) / known_px if len(fitting) >= ENOUGH_CELLS else None
 
 
 def _look(
     pixels: NDArray[np.uint8], factor: float, side_px: int, model: LoadedModel
 ) -> tuple[NDArray[np.float32], float]:
-    """Sides of the whole red cells in the middle of a field seen at `factor`, in pixels there, and the area looked at."""
+    """Sides of the whole red cells in the middle of a field seen at `factor`, in px there, and the area looked at."""
     h, w = pixels.shape[:2]
     reach = side_px / factor / 2
     y0, y1 = max(0, round(h / 2 - reach)), min(h, round(h / 2 + reach))

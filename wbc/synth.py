@@ -3,8 +3,8 @@
 import json
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,8 @@ from scipy.ndimage import gaussian_filter
 
 from wbc.datasets.coco import coco_truth
 from wbc.datasets.labels import RED_CELL_UM, LabelledPicture
-from wbc.synth_cells import RECIPES, DrawnCell, draw_platelet, draw_red_cell, draw_white_cell
+from wbc.synth_cells import DrawnCell, draw_platelet, draw_red_cell, draw_white_cell
+from wbc.synth_kinds import RECIPES
 
 JPEG_QUALITY = 92
 MIN_VISIBLE = 0.35
@@ -35,10 +36,11 @@ NORMAL_BLOOD = (
 
 @dataclass(frozen=True, slots=True)
 class SmearSettings:
-    """What a rendered field holds. Ranges are inclusive; of each cell as many are drawn as find room.
+    """What a rendered field holds: `height_px` × `width_px` at `um_per_px` µm per pixel, and how many cells.
 
-    `proportions` are kinds of white cells with their weights (any sum); `field_of_view` is `height_px` × `width_px` at
-    `um_per_px` µm per pixel. Raises ValueError for a size, range, kind or weight that cannot be.
+    Counts are ranges, both ends included, drawn anew for each field; as many are laid as find room. `proportions` are
+    the kinds of white cells with their weights, of any sum (default: an adult's normal blood and a few immature cells).
+    Raises ValueError for a size, range, kind or weight that cannot be.
     """
 
     height_px: int = 1920
@@ -105,7 +107,7 @@ class _Layer:
         """Add a cell's density and its box, unless less than MIN_VISIBLE of it would be in the field."""
         height, width = self.density.shape[:2]
         size = len(cell.mask)
-        y, x = (int(round(c)) - size // 2 for c in centre)
+        y, x = (round(c) - size // 2 for c in centre)
         y0, x0, y1, x1 = max(-y, 0), max(-x, 0), min(height - y, size), min(width - x, size)
         if y1 <= y0 or x1 <= x0:
             return
@@ -117,8 +119,7 @@ class _Layer:
         self.boxes.append((int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1))
         self.labels.append(cell.kind)
         self.centres = np.concatenate([self.centres, centre[None]])
-        reach = max(np.ptp(np.flatnonzero(cell.mask.any(axis))) + 1 for axis in (0, 1)) / 2
-        self.radii = np.append(self.radii, reach)
+        self.radii = np.append(self.radii, cell.radius_px)
 
 
 def render_field(
@@ -126,8 +127,8 @@ def render_field(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], tuple[str, ...]]:
     """One field of a smear and its truth: pixels uint8 (H,W,3) RGB, boxes float32 (N,4), N labels.
 
-    Boxes are x0,y0,x1,y1 in field pixels, the exact extents of each cell's drawn shape clipped to the field; a cell with
-    less than 35 % inside is not drawn at all. Labels are `rbc`, `platelet` and the kinds of `settings.proportions`.
+    Boxes are x0,y0,x1,y1 in field pixels, the exact extents of each cell's drawn shape clipped to the field; a cell
+    with less than 35 % inside is not drawn at all. Labels are `rbc`, `platelet` and kinds of `settings.proportions`.
     """
     stain = Stain() if stain is None else stain
     layer = _Layer(np.zeros((settings.height_px, settings.width_px, 3), np.float32))
@@ -147,15 +148,12 @@ def render_field(
 
 
 def _scatter(layer: _Layer, cell: DrawnCell, dye: NDArray[np.float32], rng: np.random.Generator) -> None:
-    radius = max(np.ptp(np.flatnonzero(cell.mask.any(axis))) + 1 for axis in (0, 1)) / 2
-    centre = layer.find_room(radius, np.full(len(layer.radii), 1.1), rng)
+    centre = layer.find_room(cell.radius_px, np.full(len(layer.radii), 1.1), rng)
     if centre is not None:
         layer.lay(cell, centre, dye)
 
 
-def _lay_red_cells(
-    layer: _Layer, settings: SmearSettings, dye: NDArray[np.float32], rng: np.random.Generator
-) -> None:
+def _lay_red_cells(layer: _Layer, settings: SmearSettings, dye: NDArray[np.float32], rng: np.random.Generator) -> None:
     """Red cells of one field: of one size and shade but for some spread, most apart, one in five on another."""
     area_mm2 = settings.height_px * settings.width_px * settings.um_per_px**2 / 1e6
     others = len(layer.radii)
@@ -175,9 +173,10 @@ def _lay_specks(density: NDArray[np.float32], um_per_px: float, rng: np.random.G
         radius = rng.uniform(0.15, 0.4) / um_per_px
         y, x = rng.integers(height), rng.integers(width)
         reach = math.ceil(2 * radius)
-        rows, columns = np.ogrid[max(y - reach, 0) : y + reach + 1, max(x - reach, 0) : x + reach + 1]
-        patch = density[max(y - reach, 0) : y + reach + 1, max(x - reach, 0) : x + reach + 1]
-        spot = np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / radius**2)[: patch.shape[0], : patch.shape[1], None]
+        top, left = max(y - reach, 0), max(x - reach, 0)
+        patch = density[top : y + reach + 1, left : x + reach + 1]
+        rows, columns = np.ogrid[top : top + patch.shape[0], left : left + patch.shape[1]]
+        spot = np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / radius**2)[..., None]
         patch += (spot * np.array([0.8, 1.2, 0.35]) * rng.uniform(0.3, 1.0)).astype(np.float32)
 
 
@@ -202,8 +201,8 @@ def _photograph(
 def render_slides(out: Path, slides: int, fields: int, seed: int, settings: SmearSettings = SmearSettings()) -> Path:
     """Write slides `out/slide-01/field-01.jpg` … and their truth; returns the truth's path, `out/truth_coco.json`.
 
-    The same seed gives the same bytes, and a slide or field stays as it is when more of them are asked for. Each file is
-    written beside its place and renamed, the truth last. Raises ValueError unless `slides` and `fields` are positive.
+    The same seed gives the same bytes, and a slide or field stays as it is when more of them are asked for. Each file
+    is written beside its place and renamed, the truth last. Raises ValueError where `slides` or `fields` is below 1.
     """
     if slides < 1 or fields < 1:
         raise ValueError(f"nothing to render: {slides} slides of {fields} fields")
@@ -215,21 +214,21 @@ def render_slides(out: Path, slides: int, fields: int, seed: int, settings: Smea
         for number in range(1, fields + 1):
             pixels, boxes, labels = render_field(settings, np.random.default_rng([seed, slide, number]), stain)
             path = folder / f"field-{number:02d}.jpg"
-            picture = Image.fromarray(pixels)
-            _write(path, lambda part, p=picture: p.save(part, "JPEG", quality=JPEG_QUALITY, subsampling=0))
+            jpeg = BytesIO()
+            Image.fromarray(pixels).save(jpeg, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+            _write(path, jpeg.getvalue())
             name = f"{folder.name}/{path.name}"
             pictures.append((name, settings.width_px, settings.height_px, LabelledPicture(path, boxes, labels)))
     truth = out / "truth_coco.json"
-    contents = json.dumps(coco_truth(pictures, ["rbc", "platelet", *RECIPES]))
-    _write(truth, lambda part: part.write_text(contents))
+    _write(truth, json.dumps(coco_truth(pictures, ["rbc", "platelet", *RECIPES])).encode())
     return truth
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file of a temporary name and rename it to `path`; a failed one leaves nothing behind."""
+def _write(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name and rename it to `path`; a failure leaves nothing behind."""
     part = path.with_name(f".{path.name}.part")
     try:
-        write(part)
+        part.write_bytes(content)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -1,17 +1,17 @@
 """Single cells of a rendered smear, drawn as optical density: a May-Grünwald-Giemsa stain under a 100x oil lens."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from wbc.synth_kinds import RECIPES, Density, Recipe
+
 Floats = NDArray[np.float32]
-Density = tuple[float, float, float]
 EDGE_UM = 0.2
-OUTLINE_STEPS = 256
+OUTLINE_STEPS = 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,36 +26,10 @@ class DrawnCell:
     density: Floats
     mask: NDArray[np.bool_]
 
-
-@dataclass(frozen=True, slots=True)
-class Granules:
-    """Granules of a cytoplasm: `per_um2` of them, each of `radius_um`, of optical density `density`."""
-
-    per_um2: float
-    radius_um: float
-    density: Density
-    over_nucleus: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How a kind of white cell looks. Densities are natural optical density in R, G, B.
-
-    `nucleus` gives discs, float (N,3) of y, x, radius in cell radii, whose union it is. `gap_um` and `gap_share` are the
-    grain of the chromatin and the share of it that is pale.
-    """
-
-    diameter_um: tuple[float, float]
-    nucleus: Callable[[np.random.Generator], NDArray[np.float64]]
-    cytoplasm: Density
-    granules: Granules
-    chromatin: Density = (1.40, 2.35, 0.47)
-    chromatin_gap: Density = (0.70, 0.95, 0.25)
-    gap_um: float = 0.16
-    gap_share: float = 0.15
-    roughness: float = 0.025
-    rim: float = 0.2
-    vacuoles: float = 0.0
+    @property
+    def radius_px(self) -> float:
+        """Half the longer side of the cell's own pixels."""
+        return max(float(np.ptp(np.flatnonzero(self.mask.any(axis)))) + 1 for axis in (0, 1)) / 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,7 +63,7 @@ class Canvas:
         sigma_px = 0.7 * radius_um / self.um_per_px
         dots = rng.poisson(per_um2 * self.um_per_px**2, self.y.shape) * rng.uniform(0.6, 1.3, self.y.shape)
         spread = gaussian_filter(dots.astype(np.float32), sigma_px) * max(2 * math.pi * sigma_px**2, 1.0)
-        return np.clip(spread, 0, 1).astype(np.float32)
+        return np.asarray(np.clip(spread, 0, 1), np.float32)
 
     def depth(self, radius_um: float, elongation: float, waves: NDArray[np.float64]) -> Floats:
         """Depth in µm below a closed outline around the centre, negative outside.
@@ -111,153 +85,9 @@ def _waves(orders: range, amplitude: float, rng: np.random.Generator) -> NDArray
     return np.stack([order, sizes, rng.uniform(0, 2 * math.pi, len(order))], 1)
 
 
-def _rotated(discs: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    angle = rng.uniform(0, 2 * math.pi)
-    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    return np.concatenate([discs[:, :2] @ turn, discs[:, 2:]], 1)
-
-
-def _arc(bend: float, span: float, thickness: float, shift: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """A bent sausage: discs of even radius `thickness` along `span` radians of a circle of radius `bend`."""
-    t = np.linspace(-span / 2, span / 2, 24)
-    wobble = 1 + 0.08 * np.sin(rng.uniform(1, 3) * t + rng.uniform(0, 6))
-    y, x = bend * np.sin(t) * wobble, bend * np.cos(t) * wobble
-    return _rotated(np.stack([y, x - x.mean() + rng.normal(0, shift), thickness * (2 - wobble)], 1), rng)
-
-
-def _lobes(counts: tuple[int, ...], size: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Lobes along a bent line, thin strands between neighbours."""
-    n = int(rng.choice(counts))
-    radii = rng.uniform(0.88, 1.12, n) * size * (3 / n) ** 0.35
-    span = {2: rng.uniform(2.2, 3.0), 3: rng.uniform(3.0, 4.2)}.get(n, rng.uniform(4.2, 5.2))
-    angles = np.linspace(-span / 2, span / 2, n) + rng.normal(0, 0.12, n)
-    reach = np.clip(rng.normal(0.47, 0.04, n), radii, 0.93 - radii)
-    centres = np.stack([reach * np.sin(angles), reach * np.cos(angles)], 1)
-    parts = []
-    for centre, radius, angle in zip(centres, radii, angles, strict=True):
-        lean = angle + rng.normal(0, 0.5)
-        along = np.linspace(-1, 1, 5)[:, None] * np.array([math.cos(lean), -math.sin(lean)]) * radius * 0.4
-        parts.append(np.concatenate([centre + along, np.full((5, 1), radius * rng.uniform(0.82, 0.95))], 1))
-    for start, stop in zip(centres[:-1], centres[1:], strict=True):
-        t = np.linspace(0, 1, 12)[:, None]
-        parts.append(np.concatenate([start + t * (stop - start), np.full((12, 1), rng.uniform(0.04, 0.1))], 1))
-    return _rotated(np.concatenate(parts), rng)
-
-
-def _round(size: float, stretch: float, shift: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """An oval of half-axis `size`, `stretch` as long again, off the cell's centre by `shift` at most."""
-    t = np.linspace(-1, 1, 7) * size * stretch
-    discs = np.stack([t, np.full(7, rng.uniform(0, shift)), size * (1 - 0.25 * stretch * np.linspace(-1, 1, 7) ** 2)], 1)
-    return _rotated(discs, rng)
-
-
-def _indented(rng: np.random.Generator) -> NDArray[np.float64]:
-    """A monocyte's nucleus: kidney, horseshoe or folded loaf."""
-    span = rng.uniform(1.4, 3.4)
-    return _arc(rng.uniform(0.34, 0.42), span, rng.uniform(0.45, 0.52) - 0.04 * max(span - 2.4, 0), 0.06, rng)
-
-
-_FINE = (0.36, 0.66, 0.25)
-_AZURE = (0.80, 1.45, 0.34)
-_PURPLE = (1.22, 2.25, 0.42)
-
-RECIPES: dict[str, Recipe] = {
-    "segmented_neutrophil": Recipe(
-        (14.2, 0.8), lambda r: _lobes((2, 3, 3, 3, 4, 4, 5), 0.31, r), (0.16, 0.24, 0.11), Granules(4.0, 0.16, _FINE)
-    ),
-    "band_neutrophil": Recipe(
-        (14.4, 0.8),
-        lambda r: _arc(r.uniform(0.42, 0.5), r.uniform(3.0, 4.3), r.uniform(0.23, 0.28), 0.05, r),
-        (0.18, 0.27, 0.11),
-        Granules(4.0, 0.16, _FINE),
-        gap_share=0.18,
-    ),
-    "metamyelocyte": Recipe(
-        (14.2, 0.9),
-        lambda r: _arc(r.uniform(0.38, 0.45), r.uniform(1.9, 2.6), r.uniform(0.31, 0.36), 0.1, r),
-        (0.32, 0.42, 0.14),
-        Granules(4.0, 0.15, (0.60, 0.95, 0.29)),
-        chromatin=(1.33, 2.3, 0.46),
-        gap_um=0.15,
-        gap_share=0.24,
-    ),
-    "myelocyte": Recipe(
-        (14.5, 0.9),
-        lambda r: _round(r.uniform(0.55, 0.62), r.uniform(0.15, 0.3), 0.3, r),
-        (0.35, 0.46, 0.14),
-        Granules(4.5, 0.16, (0.68, 1.12, 0.31)),
-        chromatin=(1.32, 2.3, 0.46),
-        gap_um=0.14,
-        gap_share=0.3,
-    ),
-    "promyelocyte": Recipe(
-        (16.8, 1.0),
-        lambda r: _round(r.uniform(0.62, 0.68), r.uniform(0.08, 0.2), 0.24, r),
-        (0.44, 0.52, 0.15),
-        Granules(4.0, 0.2, _AZURE, over_nucleus=True),
-        chromatin=(1.26, 2.2, 0.45),
-        gap_um=0.14,
-        gap_share=0.32,
-        rim=0.4,
-    ),
-    "eosinophil": Recipe(
-        (14.6, 0.8),
-        lambda r: _lobes((2, 2, 2, 3), 0.33, r),
-        (0.25, 0.45, 0.21),
-        Granules(3.2, 0.3, (0.43, 0.93, 0.43)),
-        gap_share=0.2,
-        rim=0.1,
-    ),
-    "basophil": Recipe(
-        (13.2, 0.8),
-        lambda r: _lobes((2, 3), 0.38, r),
-        (0.24, 0.40, 0.13),
-        Granules(2.2, 0.32, (1.42, 2.45, 0.50), over_nucleus=True),
-        chromatin=(1.15, 1.85, 0.42),
-        gap_share=0.3,
-        roughness=0.035,
-        rim=0.3,
-    ),
-    "lymphocyte": Recipe(
-        (11.0, 0.9),
-        lambda r: _round(r.uniform(0.8, 0.87), r.uniform(0.03, 0.1), 0.14, r),
-        (0.55, 0.60, 0.16),
-        Granules(0.3, 0.15, (0.8, 1.1, 0.3)),
-        chromatin=(1.3, 2.15, 0.48),
-        chromatin_gap=(0.92, 1.3, 0.34),
-        gap_um=0.16,
-        gap_share=0.3,
-        rim=0.6,
-    ),
-    "monocyte": Recipe(
-        (17.2, 1.4),
-        _indented,
-        (0.44, 0.47, 0.12),
-        Granules(2.0, 0.13, (0.72, 1.0, 0.28)),
-        chromatin=_PURPLE,
-        chromatin_gap=(0.82, 1.25, 0.27),
-        gap_um=0.14,
-        gap_share=0.36,
-        roughness=0.05,
-        vacuoles=2.5,
-    ),
-    "erythroblast": Recipe(
-        (10.0, 0.8),
-        lambda r: _round(r.uniform(0.54, 0.64), r.uniform(0.0, 0.1), 0.22, r),
-        (0.44, 0.53, 0.18),
-        Granules(0.2, 0.15, (0.7, 0.9, 0.28)),
-        chromatin=(1.46, 2.3, 0.54),
-        gap_um=0.2,
-        gap_share=0.1,
-        roughness=0.035,
-        rim=0.3,
-    ),
-}
-
-
 def _coverage(depth_um: Floats) -> Floats:
     """How much of each pixel lies inside, 0 to 1, from its depth below an outline."""
-    return np.clip(depth_um / EDGE_UM + 0.5, 0, 1)
+    return np.asarray(np.clip(depth_um / EDGE_UM + 0.5, 0, 1), np.float32)
 
 
 def _blend(under: Floats, over: Density | Floats, share: Floats) -> Floats:
@@ -278,8 +108,8 @@ def _chromatin(canvas: Canvas, recipe: Recipe, depth: Floats, rng: np.random.Gen
     """Density (S,S,3) of a nucleus: dense net, pale gaps, a condensed rim."""
     noise = canvas.texture(recipe.gap_um, rng)
     threshold = np.quantile(noise, 1 - recipe.gap_share)
-    gap = np.clip((noise - threshold) / 0.8 + 0.4, 0, 1) * np.clip(depth / 0.5, 0.1, 1)
-    shade = 1 + 0.05 * canvas.texture(0.6, rng) + 0.07 * canvas.texture(0.12, rng) + 0.1 * np.exp(-((depth / 0.3) ** 2))
+    gap = np.clip((noise - threshold) / 1.5 + 0.25, 0, 1) * np.clip(depth / 0.5, 0.1, 1)
+    shade = 1 + 0.05 * canvas.texture(0.6, rng) + 0.09 * canvas.texture(0.08, rng) + 0.1 * np.exp(-((depth / 0.3) ** 2))
     return _blend(np.asarray(recipe.chromatin, np.float32) * shade[..., None], recipe.chromatin_gap, gap)
 
 
@@ -289,7 +119,9 @@ def _vacuoles(canvas: Canvas, count: int, radius_um: float, rng: np.random.Gener
     share = np.zeros_like(canvas.y)
     for _ in range(count):
         y, x = np.array([math.sin(cluster), math.cos(cluster)]) * away + rng.normal(0, 0.18 * radius_um, 2)
-        hole = rng.uniform(0.25, 0.7) - np.hypot(canvas.y - np.float32(y), canvas.x - np.float32(x))
+        hole = rng.uniform(0.2, 0.55) * rng.uniform(1, 1.8) - np.hypot(
+            canvas.y - np.float32(y), canvas.x - np.float32(x)
+        )
         share = np.maximum(share, _coverage(hole))
     return share
 
@@ -301,11 +133,12 @@ def draw_white_cell(kind: str, um_per_px: float, rng: np.random.Generator) -> Dr
     radius = (mean + spread * float(np.clip(rng.standard_normal(), -2, 2))) / 2
     canvas = Canvas.around(radius * 1.35 + 1.0, um_per_px)
     rough = recipe.roughness
-    waves = np.concatenate([_waves(range(2, 7), rough, rng), _waves(range(9, 18), 0.1 * rough, rng)])
+    waves = _waves(range(2, 7), rough, rng)
     depth = canvas.turned(rng.uniform(0, 2 * math.pi)).depth(radius, rng.uniform(1.0, 1.0 + 4 * rough), waves)
+    depth += recipe.ruffle_um * canvas.texture(0.22, rng)
     inside = _coverage(depth)
 
-    mottle = (1 + 0.09 * canvas.texture(0.15, rng) + 0.09 * canvas.texture(0.7, rng))[..., None]
+    mottle = (1 + recipe.mottle * canvas.texture(0.14, rng) + 0.08 * canvas.texture(0.7, rng))[..., None]
     body = np.asarray(recipe.cytoplasm, np.float32) * mottle
     body = body * (1 + recipe.rim * np.exp(-((depth / 0.4) ** 2)))[..., None]
     grains = recipe.granules
@@ -314,7 +147,9 @@ def draw_white_cell(kind: str, um_per_px: float, rng: np.random.Generator) -> Dr
     if not grains.over_nucleus:
         body = _blend(body, grains.density, granular)
     if recipe.vacuoles:
-        body = _blend(body, (0.08, 0.08, 0.03), _vacuoles(canvas, rng.poisson(recipe.vacuoles * rng.exponential()), radius, rng))
+        body = _blend(
+            body, (0.08, 0.08, 0.03), _vacuoles(canvas, rng.poisson(recipe.vacuoles * rng.exponential()), radius, rng)
+        )
 
     uneven = 0.1 * canvas.texture(0.9, rng) + 0.05 * canvas.texture(0.35, rng)
     nucleus = np.minimum(_union_depth(canvas, recipe.nucleus(rng), radius) + uneven, depth - 0.25)
@@ -333,12 +168,12 @@ def draw_platelet(um_per_px: float, rng: np.random.Generator) -> DrawnCell:
     """A platelet of 2 to 4.5 µm: a ragged pale rim around purple granules."""
     radius = float(np.clip(rng.normal(3.0, 0.5), 2.0, 4.5)) / 2
     canvas = Canvas.around(radius * 1.7 + 0.5, um_per_px)
-    waves = np.concatenate([_waves(range(2, 5), 0.06, rng), _waves(range(7, 14), 0.03, rng)])
+    waves = np.concatenate([_waves(range(2, 6), 0.07, rng), _waves(range(8, 20), 0.014, rng)])
     depth = canvas.depth(radius, rng.uniform(1.0, 1.35), waves)
     core = np.clip(depth / (0.5 * radius), 0, 1)
-    granular = np.clip(canvas.grains(6.0, 0.26, rng) * 1.2, 0, 1) * core
+    granular = canvas.grains(7.0, 0.17, rng) * core
     body = np.asarray((0.36, 0.42, 0.13), np.float32) * (1 + 0.12 * canvas.texture(0.2, rng))[..., None]
-    density = _blend(body, (0.92, 1.65, 0.37), granular) * (_coverage(depth) * rng.normal(1, 0.1))[..., None]
+    density = _blend(body, (1.0, 1.8, 0.38), granular) * (_coverage(depth) * rng.normal(1, 0.1))[..., None]
     return DrawnCell("platelet", np.asarray(density, np.float32), depth > 0)
 
 
@@ -354,6 +189,6 @@ def draw_red_cell(radius_um: float, um_per_px: float, rng: np.random.Generator) 
     rho = 1 - depth / np.float32(radius_um)
     pallor, width, slope = rng.beta(2.2, 1.4) * 0.95, rng.uniform(0.3, 0.5), rng.uniform(2.0, 3.5)
     thickness = 1 - pallor * np.exp(-((rho / width) ** slope))
-    thickness *= np.sqrt(np.clip(1 - 0.35 * np.clip(rho, 0, 1) ** 6, 0, 1)) * _coverage(depth)
+    thickness *= np.sqrt(np.clip(1 - 0.6 * np.clip(rho, 0, 1) ** 6, 0, 1)) * _coverage(depth)
     dye = np.asarray((0.25, 0.375, 0.215), np.float32) * rng.normal(1.0, 0.11)
     return DrawnCell("rbc", np.asarray(thickness[..., None] * dye, np.float32), depth > 0)

@@ -18,7 +18,10 @@ PATCH_PX = 176
 
 @dataclass(frozen=True, slots=True)
 class Crops:
-    """Cells in memory: `pixels` uint8 (N,176,176,3), 26 µm a side around the cell's middle; `labels` N cell types, maybe coarse."""
+    """Cells in memory: `pixels` uint8 (N,176,176,3), 26 µm a side around the cell's middle; `labels` N cell types.
+
+    A label may be coarse.
+    """
 
     pixels: NDArray[np.uint8]
     labels: tuple[str, ...]

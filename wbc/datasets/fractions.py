@@ -8,7 +8,9 @@ from PIL import Image
 from wbc.datasets.labels import LabelledPicture, clean
 
 
-def read_fractions(images: Path, annotations: Path, names: dict[str, str], leave_out: list[str] | None = None) -> list[LabelledPicture]:
+def read_fractions(
+    images: Path, annotations: Path, names: dict[str, str], leave_out: list[str] | None = None
+) -> list[LabelledPicture]:
     """Pictures of such a file; `names` maps its labels to cell types; pictures named in `leave_out` are not read.
 
     Raises ValueError, naming the file, where a picture is missing or a label is not in `names`.

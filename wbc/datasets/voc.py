@@ -6,7 +6,9 @@ from xml.etree import ElementTree
 from wbc.datasets.labels import LabelledPicture, clean
 
 
-def read_voc(images: Path, annotations: Path, names: dict[str, str], stems: list[str] | None = None) -> list[LabelledPicture]:
+def read_voc(
+    images: Path, annotations: Path, names: dict[str, str], stems: list[str] | None = None
+) -> list[LabelledPicture]:
     """Pictures of a VOC folder; `names` maps its labels to cell types, `stems` keeps a split of the files.
 
     Raises ValueError, naming the file, where XML is broken, a label is not in `names` or a picture is missing.

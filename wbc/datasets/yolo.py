@@ -7,7 +7,9 @@ from PIL import Image
 from wbc.datasets.labels import LabelledPicture, clean
 
 
-def read_yolo(images: Path, annotations: Path, classes: list[str], stems: list[str] | None = None) -> list[LabelledPicture]:
+def read_yolo(
+    images: Path, annotations: Path, classes: list[str], stems: list[str] | None = None
+) -> list[LabelledPicture]:
     """Pictures of a YOLO folder; `classes` names its class numbers, `stems` keeps a split of the files.
 
     Raises ValueError, naming file and line, where a line is not five numbers or its class is unknown.

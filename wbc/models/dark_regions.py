@@ -1,4 +1,4 @@
-"""A detector without weights: connected regions darker than the ground. The classical baseline, exact on painted cells."""
+"""A detector without weights: connected regions darker than the ground. The classical baseline, exact on flat cells."""
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ class DarkRegions(nn.Module):
         self.level, self.smallest_px = level, smallest_px
 
     def forward(self, tiles: list[Tensor]) -> list[dict[str, Tensor]]:
-        """Tiles float32 (3,H,W) in 0..1 -> per tile boxes (N,4), labels (N,), scores (N,), as torchvision's detectors."""
+        """Tiles float32 (3,H,W) in 0..1 -> per tile boxes (N,4), labels (N,), scores (N,), as of torchvision."""
         return [self._regions(t) for t in tiles]
 
     def _regions(self, tile: Tensor) -> dict[str, Tensor]:

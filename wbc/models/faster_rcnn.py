@@ -11,31 +11,34 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
-TILE_AREA_PX = 640 * 640
+LOWEST_SCORE = 0.02  # nothing below is reported, whatever a count asks for
+MOST_DETECTIONS = 100_000  # a bound in name only: torchvision's 100 a picture loses cells in silence
 
 
 @dataclass(frozen=True, slots=True)
 class FasterRCNNSettings:
     """Arguments of `build`; sizes in pixels of the detector's own scale.
 
-    Anchors follow the cells at 0.2 µm/px, two sizes a pyramid level and square, as cells are round: platelets 2-4 µm, red
-    cells 6-8 µm, white cells 12-18 µm, megakaryocytes beyond.
-    Proposal limits are those of a 640x640 px tile and grow with the area looked at: a limit a picture loses cells in
-    crowded fields.
+    Anchors follow the cells at 0.2 µm/px, two sizes a pyramid level and square, as cells are round: platelets 2-4 µm,
+    red cells 6-8 µm, white cells 12-18 µm, megakaryocytes beyond.
+    Proposals are limited by `lowest_objectness` rather than by number, which would lose cells in crowded fields;
+    `most_proposals` bounds a tile of 1024x1024 px, level by level and in all.
     """
 
     backbone: str = "tf_efficientnet_lite0"
     pyramid_channels: int = 128
     head_width: int = 512
     anchor_px: tuple[tuple[int, ...], ...] = ((12, 19), (28, 42), (62, 90), (130, 190))
-    proposals_per_tile: int = 1000
+    proposals_in_training: int = 1000
+    most_proposals: int = 4000
+    lowest_objectness: float = 0.02
     nms_iou: float = 0.5
 
 
 class PyramidBackbone(nn.Module):
     """A timm feature extractor under a feature pyramid, one map a stride (4, 8, 16, 32).
 
-    Runs under bfloat16 autocast where `half` is set and hands float32 on: boxes decoded in bfloat16 would move by whole
+    Runs under bfloat16 autocast where `half_precision` is set and hands float32 on: boxes decoded in bfloat16 would move by whole
     pixels.
     """
 
@@ -44,24 +47,24 @@ class PyramidBackbone(nn.Module):
         self.body = timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4), pretrained=pretrained)
         self.fpn = FeaturePyramidNetwork(self.body.feature_info.channels(), channels)
         self.out_channels = channels
-        self.half = False
+        self.half_precision = False
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Pixels float (B,3,H,W) -> maps float32 (B,C,H/s,W/s), keyed "0" (stride 4) to "3" (stride 32)."""
-        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.half):
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.half_precision):
             maps = self.body(pixels.contiguous(memory_format=torch.channels_last))
             maps = self.fpn(OrderedDict((str(level), m) for level, m in enumerate(maps)))
         return {level: m.float() for level, m in maps.items()}
 
 
 class BoxHead(TwoMLPHead):
-    """Two fully connected layers over a pooled region, in bfloat16 where `half` is set."""
+    """Two fully connected layers over a pooled region, in bfloat16 where `half_precision` is set."""
 
-    half = False
+    half_precision = False
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Pooled float32 (R,C,7,7) -> features float32 (R,head_width)."""
-        with torch.autocast(pooled.device.type, torch.bfloat16, enabled=self.half):
+        with torch.autocast(pooled.device.type, torch.bfloat16, enabled=self.half_precision):
             features: Tensor = super().forward(pooled)
         return features.float()
 
@@ -76,8 +79,9 @@ def build(
 ) -> FasterRCNN:
     """A torchvision detector for tiles that already have its scale: nothing is resized inside.
 
-    In: a list of float32 (3,H,W) in 0..1, RGB. Out, in eval mode: boxes (N,4) in tile pixels, labels 1..n_classes, scores.
-    Trained end to end by torchvision's own losses in train mode. `pretrained` asks timm's hub for ImageNet weights.
+    In: a list of float32 (3,H,W) in 0..1, RGB. Out, in eval mode: boxes (N,4) in tile pixels, labels 1..n_classes and
+    scores. Trained end to end by torchvision's own losses in train mode. `pretrained` asks timm's hub for ImageNet
+    weights.
     """
     backbone = PyramidBackbone(settings.backbone, settings.pyramid_channels, pretrained=pretrained)
     levels = list("0123")
@@ -90,14 +94,17 @@ def build(
         rpn_anchor_generator=AnchorGenerator(
             sizes=settings.anchor_px, aspect_ratios=((1.0,),) * len(settings.anchor_px)
         ),
-        rpn_pre_nms_top_n_train=settings.proposals_per_tile,
-        rpn_post_nms_top_n_train=settings.proposals_per_tile,
-        rpn_pre_nms_top_n_test=2 * settings.proposals_per_tile,
-        rpn_post_nms_top_n_test=settings.proposals_per_tile,
+        rpn_pre_nms_top_n_train=settings.proposals_in_training,
+        rpn_post_nms_top_n_train=settings.proposals_in_training,
+        rpn_pre_nms_top_n_test=settings.most_proposals,
+        rpn_post_nms_top_n_test=settings.most_proposals,
+        rpn_score_thresh=settings.lowest_objectness,
         box_roi_pool=pool,
         box_head=head,
         box_predictor=FastRCNNPredictor(settings.head_width, n_classes + 1),
+        box_score_thresh=LOWEST_SCORE,
         box_nms_thresh=settings.nms_iou,
+        box_detections_per_img=MOST_DETECTIONS,
         box_batch_size_per_image=192,
         box_positive_fraction=0.33,
         _skip_resize=True,

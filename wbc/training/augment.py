@@ -59,7 +59,7 @@ def hue_matrix(angle: float) -> NDArray[np.float64]:
 
 
 def jitter_optics(pixels: Pixels, jitter: Jitter, rng: np.random.Generator) -> Pixels:
-    """The same picture uint8 (H,W,3) with other focus, light fall-off, sensor noise and JPEG quality, each now and then."""
+    """The same picture uint8 (H,W,3) with other focus, light fall-off, noise and JPEG quality, each now and then."""
     picture = Image.fromarray(pixels)
     if rng.random() < 0.3:
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, jitter.blur_px)))
@@ -70,7 +70,8 @@ def jitter_optics(pixels: Pixels, jitter: Jitter, rng: np.random.Generator) -> P
         h, w = out.shape[:2]
         angle, depth = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.3)
         y, x = np.mgrid[-0.5 : 0.5 : h * 1j, -0.5 : 0.5 : w * 1j]
-        out = np.clip(out * (1 - depth * (0.5 + x * np.cos(angle) + y * np.sin(angle)))[..., None], 0, 255).astype(np.uint8)
+        light = 1 - depth * (0.5 + x * np.cos(angle) + y * np.sin(angle))
+        out = np.clip(out * light[..., None], 0, 255).astype(np.uint8)
     if rng.random() < 0.3:
         noise = rng.standard_normal(out.shape, np.float32) * np.float32(rng.uniform(1, jitter.noise))
         out = np.clip(out + noise, 0, 255).astype(np.uint8)
@@ -82,7 +83,7 @@ def jitter_optics(pixels: Pixels, jitter: Jitter, rng: np.random.Generator) -> P
 
 
 def add_debris(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Now and then a pointer, scale bar or thread across the picture uint8 (H,W,3): what is on slides and is no cell."""
+    """Now and then a pointer, scale bar or thread across the picture uint8 (H,W,3): on slides, and no cell."""
     if rng.random() > 0.25:
         return pixels
     picture = Image.fromarray(pixels)
@@ -119,9 +120,7 @@ def turn(pixels: Pixels, boxes: NDArray[np.float32], rng: np.random.Generator) -
     return np.ascontiguousarray(pixels), boxes
 
 
-def shear(
-    pixels: Pixels, boxes: NDArray[np.float32], slope: float
-) -> tuple[Pixels, NDArray[np.float32]]:
+def shear(pixels: Pixels, boxes: NDArray[np.float32], slope: float) -> tuple[Pixels, NDArray[np.float32]]:
     """Picture sheared along x by `slope` px a row, about its middle, and cut to what stays covered.
 
     A cell is taken for the ellipse in its box, whose half width a becomes sqrt(a² + (slope·b)²): the box stays tight.

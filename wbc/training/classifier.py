@@ -76,7 +76,7 @@ def random_window(patch: NDArray[np.uint8], crop: CropSettings, rng: np.random.G
 def affine(
     patch: NDArray[np.uint8], matrix: NDArray[np.float64], offset: NDArray[np.float64], out_px: int
 ) -> NDArray[np.uint8]:
-    """The patch seen through out (x, y) -> matrix (x, y) + offset, beyond its edge mirrored; uint8 (out_px, out_px, 3)."""
+    """The patch seen through out (x, y) -> matrix (x, y) + offset, mirrored beyond its edge; uint8 (out_px, out_px, 3)."""
     edge = PATCH_PX // 4
     wide = np.pad(patch, ((edge, edge), (edge, edge), (0, 0)), mode="reflect")
     (a, b), (d, e) = matrix

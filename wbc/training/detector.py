@@ -26,7 +26,7 @@ class BoxData:
 
     `split` lists files of stems to keep; `split_csv` keeps stems (column `image`) of a CSV whose `split` column is `train`.
     `names` maps its labels to cell types (for yolo: in the order of its class numbers). `um_per_px` is measured from red
-    cells where it is not given.
+    cells where it is not given; `keep` is a pattern that a picture's path must match.
     """
 
     format: str
@@ -38,10 +38,15 @@ class BoxData:
     split_csv: str = ""
     leave_out: tuple[str, ...] = ()
     um_per_px: float | None = None
+    keep: str = "*"
 
 
 def read_boxes(spec: BoxData, root: Path) -> list[LabelledPicture]:
     """Pictures of one data set below `root`. Raises ValueError for an unknown format, or as the format's reader does."""
+    return [picture for picture in _read_format(spec, root) if picture.path.match(spec.keep)]
+
+
+def _read_format(spec: BoxData, root: Path) -> list[LabelledPicture]:
     images, annotations = root / spec.images, root / spec.annotations
     stems: list[str] | None = None
     if spec.split:

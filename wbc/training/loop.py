@@ -92,7 +92,7 @@ def fit(
             parts = losses(model, batch)
         total = torch.stack(list(parts.values())).sum()
         if not torch.isfinite(total):
-            raise FloatingPointError(f"step {step}: loss {({k: v.item() for k, v in parts.items()})}")
+            raise FloatingPointError(f"step {step}: loss { ({k: v.item() for k, v in parts.items()}) }")
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         nn.utils.clip_grad_norm_(trained.values(), 5.0)
@@ -105,7 +105,13 @@ def fit(
         if step % settings.checkpoint_every == 0 or step == settings.steps or late:
             save()
             pace = (time.monotonic() - started) / (step - first)
-            log.info("step %d of %d, %.2f s a step, %s", step, settings.steps, pace, {k: round(v, 4) for k, v in seen.items()})
+            log.info(
+                "step %d of %d, %.2f s a step, %s",
+                step,
+                settings.steps,
+                pace,
+                {k: round(v, 4) for k, v in seen.items()},
+            )
         if late:
             break
     result: nn.Module = averaged.module

@@ -1,0 +1,145 @@
+"""What was counted, drawn into the fields: a box in its kind's colour round every cell, with its name and score."""
+
+import colorsys
+import io
+import os
+import zlib
+from concurrent.futures import Executor, wait
+from typing import Any
+from uuid import uuid4
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, ImageDraw, ImageFont
+from upath import UPath
+
+from wbc.slides import read_field, safe_name
+from wbc.tables import read_slide_row, table_path
+from wbc.types import Slide
+
+JPEG_QUALITY = 88
+SMALLEST_TEXT_PX = 9
+TEMPORARY = ".tmp"
+LOCAL = ("", "file", "local")
+# Told apart by eye on a pink and violet ground; the kinds that neighbour in maturity lie far apart.
+COLOURS = {
+    "rbc": (150, 40, 40),
+    "platelet": (120, 90, 0),
+    "segmented_neutrophil": (0, 110, 255),
+    "band_neutrophil": (0, 160, 160),
+    "neutrophil": (0, 80, 170),
+    "metamyelocyte": (60, 150, 0),
+    "myelocyte": (180, 120, 0),
+    "promyelocyte": (0, 100, 60),
+    "eosinophil": (230, 60, 0),
+    "basophil": (70, 0, 200),
+    "lymphocyte": (0, 130, 40),
+    "monocyte": (200, 0, 140),
+    "erythroblast": (210, 0, 40),
+    "unidentified": (20, 20, 20),
+}
+
+
+def annotated_path(out: UPath, slide_id: str, field: str) -> UPath:
+    """Where the drawing of a field goes: `OUT/annotated/<slide_id>/<field>.jpg`, `field` as in `cells`, made safe.
+
+    The whole file name is kept, as a slide may hold `a.jpg` beside `a.png`.
+    """
+    return out / "annotated" / slide_id / f"{safe_name(field)}.jpg"
+
+
+def annotate_slide(out: UPath, slide: Slide, executor: Executor) -> None:
+    """Draw every counted field of a slide from its tables, one future a field; sweeps what a killed run left there.
+
+    All fields are tried; then raises the first one's FieldError or OSError. Raises FileNotFoundError where the slide
+    has no committed count.
+    """
+    failed = {f.field for f in read_slide_row(out, slide.slide_id).failed_fields}
+    content = table_path(out, "cells", slide.slide_id).read_bytes()
+    cells = pq.ParquetFile(pa.BufferReader(content)).read().to_pandas()
+    by_field = dict(iter(cells.groupby("field")))
+    _remove_temporaries(out / "annotated" / slide.slide_id)
+    futures = []
+    for path in slide.field_paths:
+        # As the tables write names that Arrow cannot hold.
+        field = path.name.encode(errors="backslashreplace").decode()
+        if field not in failed:
+            target = annotated_path(out, slide.slide_id, field)
+            futures.append(executor.submit(annotate_field, path, by_field.get(field, cells.iloc[:0]), target))
+    wait(futures)
+    for future in futures:
+        future.result()
+
+
+def annotate_field(path: UPath, cells: pd.DataFrame, target: UPath) -> None:
+    """Write the field at `path` to the JPEG `target`, its `cells` (rows of the table, x0 … y1 in field px) drawn in.
+
+    The score is the classifier's where it ran, else the detector's. The file is there whole or not at all. Raises
+    FieldError where the field cannot be read, OSError where the drawing cannot be written.
+    """
+    picture = Image.fromarray(read_field(path))
+    draw = ImageDraw.Draw(picture)
+    line_px = max(2, round(max(picture.size) / 900))
+    largest_text_px = max(SMALLEST_TEXT_PX, max(picture.size) / 110)
+    named = cells["type_score"].notna()
+    # Nucleated cells last, so that no red cell's box runs through their names.
+    cell: Any
+    for cell in pd.concat([cells[~named], cells[named]]).itertuples(index=False):
+        box = (cell.x0, cell.y0, cell.x1, cell.y1)
+        score = cell.score if pd.isna(cell.type_score) else cell.type_score
+        label = f"{cell.cell_type} {score:.2f}".replace("_", " ")
+        _draw_cell(draw, box, label, _colour(cell.cell_type), line_px, largest_text_px)
+    sink = io.BytesIO()
+    # Full colour resolution: thin lines are what the drawing is for.
+    picture.save(sink, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    _write(target, sink.getvalue())
+
+
+def _draw_cell(
+    draw: ImageDraw.ImageDraw,
+    box: tuple[float, float, float, float],
+    label: str,
+    colour: tuple[int, int, int],
+    line_px: int,
+    largest_text_px: float,
+) -> None:
+    """A box, and its label on a ground of the same colour above it, or inside where the field ends."""
+    x0, y0, x1, y1 = box
+    draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=colour, width=line_px)
+    # As wide as the box where it can be read then: labels of crowded red cells do not run into each other.
+    fitting = largest_text_px * (x1 - x0) / draw.textlength(label, ImageFont.load_default(largest_text_px))
+    font = ImageFont.load_default(min(largest_text_px, max(SMALLEST_TEXT_PX, fitting)))
+    left, top, right, bottom = draw.textbbox((0, 0), label, font)
+    width, height = right - left + 4, bottom - top + 4
+    x = max(0.0, min(x0, draw.im.size[0] - width))
+    y = y0 - height if y0 >= height else y0
+    draw.rectangle((x, y, x + width, y + height), fill=colour)
+    draw.text((x + 2 - left, y + 2 - top), label, "white", font)
+
+
+def _colour(cell_type: str) -> tuple[int, int, int]:
+    """A kind's colour, the same in every run: a laboratory's own kinds get a hue of their name."""
+    if cell_type in COLOURS:
+        return COLOURS[cell_type]
+    r, g, b = colorsys.hsv_to_rgb(zlib.crc32(cell_type.encode()) % 360 / 360, 1.0, 0.7)
+    return round(255 * r), round(255 * g), round(255 * b)
+
+
+def _write(target: UPath, content: bytes) -> None:
+    temporary = target.parent / f".{uuid4().hex[:8]}{TEMPORARY}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        temporary.write_bytes(content)
+        if target.protocol in LOCAL:
+            os.replace(temporary.path, target.path)
+        else:
+            target.fs.mv(temporary.path, target.path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _remove_temporaries(folder: UPath) -> None:
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        if path.name.startswith(".") and path.name.endswith(TEMPORARY):
+            path.unlink(missing_ok=True)
