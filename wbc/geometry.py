@@ -49,7 +49,7 @@ def balanced_size(length: int, largest_px: int, overlap_px: int) -> int:
 def tile_grid(
     height: int, width: int, size: tuple[int, int], overlap_px: int, origin: tuple[int, int] = (0, 0)
 ) -> list[Tile]:
-    """Tiles of `size` (height, width) that cover a field so that any box up to overlap_px a side is whole in one of them.
+    """Tiles of `size` (height, width) that cover a field so that any box up to overlap_px a side is whole in one.
 
     The grid may start anywhere: `origin` (y, x) shifts it, and tiles end at the field's edge.
     Raises ValueError unless 0 <= overlap_px < size.

@@ -182,7 +182,8 @@ def ingest(slide: Slide, job: Job, executor: Executor) -> Ingested:
     own_id = count_id(slide, {f.stamp.name: f.sha256 for f in fields}, job)
     done = not job.force and tables.committed_count_id(job.out, slide.slide_id) == own_id
     if done:
-        store.remove(pixels)
+        if not job.keep_pixels:
+            store.remove(pixels)
         _write_stamps(slide, fields, job)
     return Ingested(slide, fields, own_id, done, time.monotonic() - began)
 

@@ -102,7 +102,8 @@ def resolve(reference: str, task: Task) -> tuple[ModelRef, ModelCard]:
 def load(ref: ModelRef, device: str) -> LoadedModel:
     """The model, float32 on `device`, loaded once per process.
 
-    Raises ModelError where the weights do not fit the card, or are not those that `ref` was pinned to.
+    Raises ModelError where the card describes no model, the weights do not fit it, or are not those that `ref` was
+    pinned to.
     """
     card = read_card(ref.reference)
     if card.sha256 != ref.sha256:
@@ -110,7 +111,12 @@ def load(ref: ModelRef, device: str) -> LoadedModel:
             f"{ref.reference!r} is {card.sha256[:12]}… here, the count began with {ref.sha256[:12]}…: "
             f"models differ between machines or changed meanwhile"
         )
-    module = load_weights(models.build(card), locate(ref.reference) / WEIGHTS)
+    folder = locate(ref.reference)
+    try:
+        built = models.build(card)
+    except ValueError as error:
+        raise ModelError(f"{folder / CARD}: {error}") from error
+    module = load_weights(built, folder / WEIGHTS)
     module.requires_grad_(False)
     return LoadedModel(module.to(device).eval(), card, torch.device(device))
 
@@ -122,9 +128,8 @@ def load_weights(module: nn.Module, path: Path) -> nn.Module:
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: {error}") from error
     own = module.state_dict()
-    wrong = sorted(
-        k for k in own.keys() | state.keys() if k not in own or k not in state or own[k].shape != state[k].shape
-    )
+    differs = (k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
+    wrong = sorted({*differs, *(own.keys() ^ state.keys())})
     if wrong:
         raise ModelError(f"{path} does not fit its card: {len(wrong)} tensors differ, first {wrong[0]!r}")
     module.load_state_dict(state)

@@ -89,9 +89,9 @@ class Tile:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Detections:
-    """Boxes of one field: `boxes` float32 (N,4) x0,y0,x1,y1 in field pixels, `scores` float32 (N,), `labels` int64 (N,).
+    """Boxes of one field: `boxes` float32 (N,4) x0,y0,x1,y1 in field pixels.
 
-    Labels index the detector's classes from 1, as torchvision's do.
+    `scores` are float32 (N,); `labels` int64 (N,) index the detector's classes from 1, as torchvision's do.
     """
 
     boxes: NDArray[np.float32]
@@ -102,7 +102,8 @@ class Detections:
         n = len(self.scores)
         if self.boxes.shape != (n, 4) or self.scores.shape != (n,) or self.labels.shape != (n,):
             raise ValueError(f"shapes {self.boxes.shape}, {self.scores.shape}, {self.labels.shape} do not agree")
-        if (self.boxes.dtype, self.scores.dtype, self.labels.dtype) != (np.float32, np.float32, np.int64):
+        expected = np.dtype(np.float32), np.dtype(np.float32), np.dtype(np.int64)
+        if (self.boxes.dtype, self.scores.dtype, self.labels.dtype) != expected:
             raise ValueError(f"dtypes {self.boxes.dtype}, {self.scores.dtype}, {self.labels.dtype}")
 
     def __len__(self) -> int:
@@ -170,11 +171,13 @@ class ModelCard:
     @staticmethod
     def from_json(values: dict[str, Any]) -> "ModelCard":
         """A card from JSON's types. Raises ValueError, naming them, where fields are missing, unknown or wrong."""
+        if not isinstance(values, dict):
+            raise ValueError(f"a card is an object, not {type(values).__name__}")
         known = {f.name for f in fields(ModelCard)}
         if unknown := set(values) - known:
             raise ValueError(f"unknown fields {sorted(unknown)}")
-        tuples = {k: tuple(v) for k, v in values.items() if k in ("classes", "mean", "std", "credits")}
         try:
+            tuples = {k: tuple(v) for k, v in values.items() if k in ("classes", "mean", "std", "credits")}
             return ModelCard(**values | tuples)
         except TypeError as error:
             raise ValueError(str(error)) from error
@@ -195,7 +198,7 @@ class DifferentialRow:
 
 @dataclass(frozen=True, slots=True)
 class Differential:
-    """A slide's counts and all that STANDARDS derive from them; `me_high` is infinite where no erythroblast was seen."""
+    """A slide's counts and all that is derived from them; `me_high` is infinite where no erythroblast was seen."""
 
     taxonomy: str
     rows: tuple[DifferentialRow, ...]

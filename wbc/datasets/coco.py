@@ -10,13 +10,16 @@ from wbc.datasets.labels import LabelledPicture, clean
 def read_coco(images: Path, annotations: Path, names: dict[str, str] | None = None) -> list[LabelledPicture]:
     """Pictures of a COCO file; `names` maps its categories to cell types (as they stand where it is None).
 
-    Raises ValueError, naming the file, where a picture is missing or a category is not in `names`.
+    Raises ValueError, naming the file, where it is no COCO, a picture is missing or a category is not in `names`.
     """
-    truth = json.loads(annotations.read_text())
-    category = {c["id"]: c["name"] for c in truth["categories"]}
-    of_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in truth["images"]}
-    for annotation in truth["annotations"]:
-        of_image[annotation["image_id"]].append(annotation)
+    try:
+        truth = json.loads(annotations.read_text())
+        category = {c["id"]: c["name"] for c in truth["categories"]}
+        of_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in truth["images"]}
+        for annotation in truth["annotations"]:
+            of_image[annotation["image_id"]].append(annotation)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{annotations}: not COCO annotations ({error!r})") from error
     read = []
     for image in truth["images"]:
         path = images / image["file_name"]

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wbc.geometry import box_iou
+from wbc.slides import IMAGE_SUFFIXES
 
 RED_CELL_UM = 7.2  # mean diameter of a normal red cell on a dried smear
 DOUBLE_IOU = 0.85
@@ -25,6 +26,11 @@ class LabelledPicture:
     def __post_init__(self) -> None:
         if self.boxes.shape != (len(self.labels), 4):
             raise ValueError(f"{self.path}: {self.boxes.shape} boxes for {len(self.labels)} labels")
+
+
+def find_pictures(folder: Path) -> dict[str, Path]:
+    """The picture files of a folder by their stem; annotations may lie beside them."""
+    return {p.stem: p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()}
 
 
 def clean(path: Path, boxes: list[tuple[float, float, float, float]], labels: list[str]) -> LabelledPicture:

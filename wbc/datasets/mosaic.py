@@ -51,10 +51,8 @@ def load_source(pictures: list[LabelledPicture], um_per_px: float, classes: list
         with Image.open(p.path) as opened:
             picture = ImageOps.exif_transpose(opened).convert("RGB")
         w, h = picture.size
-        small = picture.resize(
-            (round(w * coarser), round(h * coarser)),
-            Image.Resampling.BOX if coarser < 0.6 else Image.Resampling.LANCZOS,
-        )
+        kernel = Image.Resampling.BOX if coarser < 0.6 else Image.Resampling.LANCZOS
+        small = picture.resize((round(w * coarser), round(h * coarser)), kernel)
         pixels.append(np.asarray(small))
         boxes.append(p.boxes * np.float32(coarser))
         labels.append(np.array([number[label] for label in p.labels], np.int64))
@@ -99,9 +97,8 @@ def draw_mosaic(
             top = int(rng.integers(0, max(1, pixels.shape[0] - height + 1)))
             left = spare if x == 0 and pixels.shape[1] > 2 * spare else 0
             piece = pixels[top : top + height, left : left + size - x]
-            boxes, labels = cut(
-                boxes - np.array([left, top] * 2, np.float32), labels, piece.shape[:2], settings.visible
-            )
+            boxes = boxes - np.array([left, top] * 2, np.float32)
+            boxes, labels = cut(boxes, labels, piece.shape[:2], settings.visible)
             canvas[y : y + piece.shape[0], x : x + piece.shape[1]] = piece
             all_boxes.append(boxes + np.array([x, y] * 2, np.float32))
             all_labels.append(labels)

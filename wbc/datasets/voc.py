@@ -1,9 +1,10 @@
 """Pascal VOC annotations (one XML file a picture) in."""
 
+import math
 from pathlib import Path
 from xml.etree import ElementTree
 
-from wbc.datasets.labels import LabelledPicture, clean
+from wbc.datasets.labels import LabelledPicture, clean, find_pictures
 
 
 def read_voc(
@@ -11,26 +12,33 @@ def read_voc(
 ) -> list[LabelledPicture]:
     """Pictures of a VOC folder; `names` maps its labels to cell types, `stems` keeps a split of the files.
 
-    Raises ValueError, naming the file, where XML is broken, a label is not in `names` or a picture is missing.
+    Raises ValueError, naming the file, where XML is broken or missing, a label is not in `names`, a box is not four
+    numbers or a picture is missing.
     """
+    pictures = find_pictures(images)
     chosen = sorted(stems) if stems is not None else sorted(p.stem for p in annotations.glob("*.xml"))
-    return [_read_one(annotations / f"{stem}.xml", images, names) for stem in chosen]
+    return [_read_one(annotations / f"{stem}.xml", pictures, names) for stem in chosen]
 
 
-def _read_one(path: Path, images: Path, names: dict[str, str]) -> LabelledPicture:
+def _read_one(path: Path, pictures: dict[str, Path], names: dict[str, str]) -> LabelledPicture:
     try:
         root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, OSError) as error:
         raise ValueError(f"{path}: not XML ({error})") from error
-    pictures = [p for p in images.glob(f"{path.stem}.*") if p.is_file()]
-    if not pictures:
-        raise ValueError(f"{path}: no picture {path.stem}.* in {images}")
+    if path.stem not in pictures:
+        raise ValueError(f"{path}: there is no picture of this name")
     boxes, labels = [], []
     for item in root.iter("object"):
         label = item.findtext("name", "")
         if label not in names:
             raise ValueError(f"{path}: label {label!r} is none of {sorted(names)}")
-        x0, y0, x1, y1 = (float(item.findtext(f"bndbox/{edge}", "nan")) for edge in ("xmin", "ymin", "xmax", "ymax"))
+        edges = [item.findtext(f"bndbox/{edge}", "") for edge in ("xmin", "ymin", "xmax", "ymax")]
+        try:
+            x0, y0, x1, y1 = map(float, edges)
+        except ValueError as error:
+            raise ValueError(f"{path}: box {edges} of {label!r} is not four numbers") from error
+        if not all(map(math.isfinite, (x0, y0, x1, y1))):
+            raise ValueError(f"{path}: box {edges} of {label!r} is not finite")
         boxes.append((x0, y0, x1, y1))
         labels.append(names[label])
-    return clean(pictures[0], boxes, labels)
+    return clean(pictures[path.stem], boxes, labels)

@@ -11,7 +11,8 @@ from wbc.types import ModelCard
 
 def _faster_rcnn(card: ModelCard) -> nn.Module:
     settings = faster_rcnn.FasterRCNNSettings(**_tuples(card.arguments))
-    return faster_rcnn.build(len(card.classes), card.mean, card.std, settings)
+    module: nn.Module = faster_rcnn.build(len(card.classes), card.mean, card.std, settings)
+    return module
 
 
 def _crop_classifier(card: ModelCard) -> nn.Module:
@@ -32,14 +33,14 @@ BUILDERS: dict[str, Callable[[ModelCard], nn.Module]] = {
 def build(card: ModelCard) -> nn.Module:
     """The untrained module that a card describes, in eval mode.
 
-    Raises ValueError where the builder is unknown or does not take the card's arguments.
+    Raises ValueError where the builder is unknown or cannot do with the card's arguments.
     """
     if card.builder not in BUILDERS:
         raise ValueError(f"builder {card.builder!r} is none of {sorted(BUILDERS)}")
     try:
         return BUILDERS[card.builder](card).eval()
-    except TypeError as error:
-        raise ValueError(f"builder {card.builder!r} does not take {card.arguments}: {error}") from error
+    except (TypeError, RuntimeError) as error:  # timm's word for a backbone it does not know
+        raise ValueError(f"builder {card.builder!r} cannot do with {card.arguments}: {error}") from error
 
 
 def _tuples(value: Any) -> Any:

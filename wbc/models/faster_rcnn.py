@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 import torch
@@ -38,16 +39,18 @@ class FasterRCNNSettings:
 class PyramidBackbone(nn.Module):
     """A timm feature extractor under a feature pyramid, one map a stride (4, 8, 16, 32).
 
-    Runs under bfloat16 autocast where `half_precision` is set and hands float32 on: boxes decoded in bfloat16 would move by whole
-    pixels.
+    Runs under bfloat16 autocast where `half_precision` is set and hands float32 on: boxes decoded in bfloat16 would
+    move by whole pixels.
     """
+
+    half_precision = False
 
     def __init__(self, name: str, channels: int, *, pretrained: bool) -> None:
         super().__init__()
-        self.body = timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4), pretrained=pretrained)
-        self.fpn = FeaturePyramidNetwork(self.body.feature_info.channels(), channels)
+        body: Any = timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4), pretrained=pretrained)
+        self.body = body
+        self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), channels)
         self.out_channels = channels
-        self.half_precision = False
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Pixels float (B,3,H,W) -> maps float32 (B,C,H/s,W/s), keyed "0" (stride 4) to "3" (stride 32)."""
@@ -57,7 +60,7 @@ class PyramidBackbone(nn.Module):
         return {level: m.float() for level, m in maps.items()}
 
 
-class BoxHead(TwoMLPHead):
+class BoxHead(TwoMLPHead):  # type: ignore[misc]
     """Two fully connected layers over a pooled region, in bfloat16 where `half_precision` is set."""
 
     half_precision = False

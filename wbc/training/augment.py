@@ -49,7 +49,8 @@ def jitter_stain(pixels: Pixels, jitter: Jitter, rng: np.random.Generator) -> Pi
     lamp = -np.log(np.clip(bright * rng.uniform(jitter.ground / bright, 1.0, 3) ** rng.uniform(0, 1), 0.3, 1.0))
     moved = (density - ground) @ stain.T.astype(np.float32) + lamp
     light = np.exp(-np.clip(moved, 0, None)) ** np.exp(rng.uniform(-jitter.gamma, jitter.gamma))
-    return np.clip(light * 255, 0, 255).astype(np.uint8)
+    stained: Pixels = np.clip(light * 255, 0, 255).astype(np.uint8)
+    return stained
 
 
 def hue_matrix(angle: float) -> NDArray[np.float64]:

@@ -57,7 +57,8 @@ class CropSamples(Dataset[tuple[Tensor, int]]):
 
 
 def _fractions(weights: list[float]) -> NDArray[np.float64]:
-    return np.array(weights) / np.sum(weights)
+    fractions: NDArray[np.float64] = np.array(weights) / np.sum(weights)
+    return fractions
 
 
 def random_window(patch: NDArray[np.uint8], crop: CropSettings, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -76,7 +77,7 @@ def random_window(patch: NDArray[np.uint8], crop: CropSettings, rng: np.random.G
 def affine(
     patch: NDArray[np.uint8], matrix: NDArray[np.float64], offset: NDArray[np.float64], out_px: int
 ) -> NDArray[np.uint8]:
-    """The patch seen through out (x, y) -> matrix (x, y) + offset, mirrored beyond its edge; uint8 (out_px, out_px, 3)."""
+    """The patch seen through out (x, y) -> matrix (x, y) + offset: uint8 (out_px, out_px, 3), mirrored at its edge."""
     edge = PATCH_PX // 4
     wide = np.pad(patch, ((edge, edge), (edge, edge), (0, 0)), mode="reflect")
     (a, b), (d, e) = matrix
@@ -127,5 +128,6 @@ def tree_losses(
 def predict(model: nn.Module, pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
     """Class probabilities float32 (N,C) of windows uint8 (N,3,S,S)."""
     device = next(model.parameters()).device
-    parts = [model(normalise(p.to(device), mean, std)).softmax(1).cpu() for p in pixels.split(64)]
+    batches = (pixels[i : i + 64] for i in range(0, len(pixels), 64))
+    parts = [model(normalise(p.to(device), mean, std)).softmax(1).cpu() for p in batches]
     return np.asarray(torch.cat(parts).numpy(), np.float32)

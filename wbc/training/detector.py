@@ -24,9 +24,9 @@ from wbc.training.augment import Jitter
 class BoxData:
     """One data set of a detector's config: its `format` (voc, yolo, coco, fractions), paths below the data folder.
 
-    `split` lists files of stems to keep; `split_csv` keeps stems (column `image`) of a CSV whose `split` column is `train`.
-    `names` maps its labels to cell types (for yolo: in the order of its class numbers). `um_per_px` is measured from red
-    cells where it is not given; `keep` is a pattern that a picture's path must match.
+    `split` lists files of stems to keep; `split_csv` keeps stems (column `image`) of a CSV whose `split` column is
+    `train`. `names` maps its labels to cell types (for yolo: in the order of its class numbers). `um_per_px` is
+    measured from red cells where it is not given; `keep` is a pattern that a picture's path must match.
     """
 
     format: str
@@ -42,7 +42,7 @@ class BoxData:
 
 
 def read_boxes(spec: BoxData, root: Path) -> list[LabelledPicture]:
-    """Pictures of one data set below `root`. Raises ValueError for an unknown format, or as the format's reader does."""
+    """Pictures of one data set below `root`. Raises ValueError for an unknown format, or as its reader does."""
     return [picture for picture in _read_format(spec, root) if picture.path.match(spec.keep)]
 
 
@@ -77,7 +77,10 @@ def load_sources(specs: list[BoxData], root: Path, classes: list[str]) -> list[S
 
 
 class Mosaics(Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """Endless mosaics: the i-th depends on seed and i alone. Pixels float32 (3,S,S) in 0..1; boxes (N,4), labels (N,)."""
+    """Endless mosaics: the i-th depends on seed and i alone.
+
+    Pixels float32 (3,S,S) in 0..1, and a target of boxes (N,4) and labels (N,).
+    """
 
     def __init__(self, sources: list[Source], mosaic: MosaicSettings, jitter: Jitter, seed: int) -> None:
         self.sources, self.mosaic, self.jitter, self.seed = sources, mosaic, jitter, seed

@@ -18,10 +18,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
-    """`steps` of `batch` samples by AdamW: a linear warm-up, a plateau at `rate`, a linear fall over the last `decay` part.
+    """`steps` of `batch` samples by AdamW: a linear warm-up, a plateau at `rate`, a linear fall.
 
-    `average` is the decay of the weights' exponential moving average, which is what training returns. Parameters whose
-    names start with one of `slow` learn at half the rate; `seconds` (0: no limit) ends a run early, at a checkpoint.
+    The fall takes the last `decay` part of the steps. `average` is the decay of the weights' exponential moving
+    average, which is what training returns. Parameters whose names start with one of `slow` learn at half the rate;
+    `seconds` (0: no limit) ends a run early, at a checkpoint.
     """
 
     steps: int
@@ -55,14 +56,16 @@ def fit(
 ) -> nn.Module:
     """Train `model` on `samples[0 .. steps*batch)` and return it with averaged weights, in eval mode.
 
-    Sample i must depend on i alone: a run that is stopped anywhere and started again with the same `checkpoint` file goes
-    on as if it had never stopped. Mixed precision (bfloat16) on a GPU. Raises FloatingPointError where the loss is not finite.
+    Sample i must depend on i alone: a run that is stopped anywhere and started again with the same `checkpoint` file
+    goes on as if it had never stopped. Mixed precision (bfloat16) on a GPU. Raises FloatingPointError where the loss is
+    not finite.
     """
     model.to(device)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(_groups(trained, settings), lr=settings.rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, settings))
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average), use_buffers=True)
+    averaging = get_ema_multi_avg_fn(settings.average)  # type: ignore[no-untyped-call]
+    averaged = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
     step = 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
@@ -85,16 +88,18 @@ def fit(
         torch.save(state, temporary)
         os.replace(temporary, checkpoint)
 
-    started, first, seen = time.monotonic(), step, {}
+    started, first = time.monotonic(), step
+    seen: dict[str, float] = {}
     for batch in _batches(samples, collate, settings, step):
         torch.manual_seed(settings.seed * 1_000_003 + step)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             parts = losses(model, batch)
         total = torch.stack(list(parts.values())).sum()
         if not torch.isfinite(total):
-            raise FloatingPointError(f"step {step}: loss { ({k: v.item() for k, v in parts.items()}) }")
+            values = {name: part.item() for name, part in parts.items()}
+            raise FloatingPointError(f"step {step}: loss {values}")
         optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trained.values(), 5.0)
         optimizer.step()
         schedule.step()
@@ -105,13 +110,8 @@ def fit(
         if step % settings.checkpoint_every == 0 or step == settings.steps or late:
             save()
             pace = (time.monotonic() - started) / (step - first)
-            log.info(
-                "step %d of %d, %.2f s a step, %s",
-                step,
-                settings.steps,
-                pace,
-                {k: round(v, 4) for k, v in seen.items()},
-            )
+            shown = {name: round(value, 4) for name, value in seen.items()}
+            log.info("step %d of %d, %.2f s a step, %s", step, settings.steps, pace, shown)
         if late:
             break
     result: nn.Module = averaged.module
