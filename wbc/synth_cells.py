@@ -85,6 +85,11 @@ def _waves(orders: range, amplitude: float, rng: np.random.Generator) -> NDArray
     return np.stack([order, sizes, rng.uniform(0, 2 * math.pi, len(order))], 1)
 
 
+def _reach_um(radius_um: float, elongation: float, waves: NDArray[np.float64]) -> float:
+    """How far an outline, with a margin for its halo, can reach from its centre."""
+    return float(radius_um * elongation**0.5 * (1 + np.abs(waves[:, 1]).sum()) + 0.6)
+
+
 def _coverage(depth_um: Floats) -> Floats:
     """How much of each pixel lies inside, 0 to 1, from its depth below an outline."""
     return np.asarray(np.clip(depth_um / EDGE_UM + 0.5, 0, 1), np.float32)
@@ -119,11 +124,23 @@ def _vacuoles(canvas: Canvas, count: int, radius_um: float, rng: np.random.Gener
     share = np.zeros_like(canvas.y)
     for _ in range(count):
         y, x = np.array([math.sin(cluster), math.cos(cluster)]) * away + rng.normal(0, 0.18 * radius_um, 2)
-        hole = rng.uniform(0.2, 0.55) * rng.uniform(1, 1.8) - np.hypot(
-            canvas.y - np.float32(y), canvas.x - np.float32(x)
-        )
+        size = rng.uniform(0.2, 0.55) * rng.uniform(1, 1.8)
+        hole = np.float32(size) - np.hypot(canvas.y - np.float32(y), canvas.x - np.float32(x))
         share = np.maximum(share, _coverage(hole))
     return share
+
+
+def _cytoplasm(canvas: Canvas, recipe: Recipe, depth: Floats, granular: Floats, rng: np.random.Generator) -> Floats:
+    """Density (S,S,3) of a cell without its nucleus, as if it filled the patch; `granular`: the granules' share."""
+    shade = 1 + recipe.mottle * canvas.texture(0.14, rng) + 0.08 * canvas.texture(0.7, rng)
+    shade *= 1 + recipe.rim * np.exp(-((depth / 0.4) ** 2))
+    body = np.asarray(recipe.cytoplasm, np.float32) * shade[..., None]
+    if not recipe.granules.over_nucleus:
+        body = _blend(body, recipe.granules.density, granular)
+    if recipe.vacuoles:
+        holes = _vacuoles(canvas, rng.poisson(recipe.vacuoles * rng.exponential()), float(depth.max()), rng)
+        body = _blend(body, (0.08, 0.08, 0.03), holes)
+    return np.asarray(body, np.float32)
 
 
 def draw_white_cell(kind: str, um_per_px: float, rng: np.random.Generator) -> DrawnCell:
@@ -131,26 +148,17 @@ def draw_white_cell(kind: str, um_per_px: float, rng: np.random.Generator) -> Dr
     recipe = RECIPES[kind]
     mean, spread = recipe.diameter_um
     radius = (mean + spread * float(np.clip(rng.standard_normal(), -2, 2))) / 2
-    canvas = Canvas.around(radius * 1.35 + 1.0, um_per_px)
-    rough = recipe.roughness
-    waves = _waves(range(2, 7), rough, rng)
-    depth = canvas.turned(rng.uniform(0, 2 * math.pi)).depth(radius, rng.uniform(1.0, 1.0 + 4 * rough), waves)
+    elongation = rng.uniform(1.0, 1.0 + 4 * recipe.roughness)
+    waves = _waves(range(2, 7), recipe.roughness, rng)
+    canvas = Canvas.around(_reach_um(radius, elongation, waves) + 5 * recipe.ruffle_um, um_per_px)
+    depth = canvas.turned(rng.uniform(0, 2 * math.pi)).depth(radius, elongation, waves)
     depth += recipe.ruffle_um * canvas.texture(0.22, rng)
     inside = _coverage(depth)
 
-    mottle = (1 + recipe.mottle * canvas.texture(0.14, rng) + 0.08 * canvas.texture(0.7, rng))[..., None]
-    body = np.asarray(recipe.cytoplasm, np.float32) * mottle
-    body = body * (1 + recipe.rim * np.exp(-((depth / 0.4) ** 2)))[..., None]
     grains = recipe.granules
     granular = canvas.grains(grains.per_um2, grains.radius_um, rng)
     granular *= np.clip(0.8 + 0.35 * canvas.texture(1.2, rng), 0, 1)
-    if not grains.over_nucleus:
-        body = _blend(body, grains.density, granular)
-    if recipe.vacuoles:
-        body = _blend(
-            body, (0.08, 0.08, 0.03), _vacuoles(canvas, rng.poisson(recipe.vacuoles * rng.exponential()), radius, rng)
-        )
-
+    body = _cytoplasm(canvas, recipe, depth, granular, rng)
     uneven = 0.1 * canvas.texture(0.9, rng) + 0.05 * canvas.texture(0.35, rng)
     nucleus = np.minimum(_union_depth(canvas, recipe.nucleus(rng), radius) + uneven, depth - 0.25)
     body = _blend(body, _chromatin(canvas, recipe, nucleus, rng), _coverage(nucleus))
@@ -167,9 +175,10 @@ def draw_white_cell(kind: str, um_per_px: float, rng: np.random.Generator) -> Dr
 def draw_platelet(um_per_px: float, rng: np.random.Generator) -> DrawnCell:
     """A platelet of 2 to 4.5 µm: a ragged pale rim around purple granules."""
     radius = float(np.clip(rng.normal(3.0, 0.5), 2.0, 4.5)) / 2
-    canvas = Canvas.around(radius * 1.7 + 0.5, um_per_px)
+    elongation = rng.uniform(1.0, 1.35)
     waves = np.concatenate([_waves(range(2, 6), 0.07, rng), _waves(range(8, 20), 0.014, rng)])
-    depth = canvas.depth(radius, rng.uniform(1.0, 1.35), waves)
+    canvas = Canvas.around(_reach_um(radius, elongation, waves), um_per_px)
+    depth = canvas.turned(rng.uniform(0, 2 * math.pi)).depth(radius, elongation, waves)
     core = np.clip(depth / (0.5 * radius), 0, 1)
     granular = canvas.grains(7.0, 0.17, rng) * core
     body = np.asarray((0.36, 0.42, 0.13), np.float32) * (1 + 0.12 * canvas.texture(0.2, rng))[..., None]
@@ -184,7 +193,7 @@ def draw_red_cell(radius_um: float, um_per_px: float, rng: np.random.Generator) 
     waves = _waves(range(2, 6), 0.06 if 0.12 < odd < 0.2 else 0.022, rng)
     if odd > 0.985:
         waves = np.concatenate([waves, _waves(range(9, 14), 0.018, rng)])
-    canvas = Canvas.around(radius_um * elongation**0.5 * (1 + float(np.abs(waves[:, 1]).sum())) + 0.3, um_per_px)
+    canvas = Canvas.around(_reach_um(radius_um, elongation, waves), um_per_px)
     depth = canvas.turned(rng.uniform(0, 2 * math.pi)).depth(radius_um, elongation, waves)
     rho = 1 - depth / np.float32(radius_um)
     pallor, width, slope = rng.beta(2.2, 1.4) * 0.95, rng.uniform(0.3, 0.5), rng.uniform(2.0, 3.5)

@@ -95,8 +95,8 @@ def _round(size: float, stretch: float, shift: float, rng: np.random.Generator) 
 
 def _indented(rng: np.random.Generator) -> Discs:
     """A monocyte's nucleus: kidney, horseshoe or folded loaf."""
-    span = rng.uniform(1.6, 4.2)
-    return _arc(rng.uniform(0.36, 0.44), span, rng.uniform(0.4, 0.48) - 0.07 * max(span - 2.4, 0), 0.06, rng)
+    span = rng.uniform(1.9, 4.2)
+    return _arc(rng.uniform(0.38, 0.45), span, rng.uniform(0.4, 0.46) - 0.05 * max(span - 2.2, 0), 0.07, rng)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -145,8 +145,8 @@ RECIPES: dict[str, Recipe] = {
     "eosinophil": Recipe(
         (14.6, 0.8),
         lambda r: _lobes((2, 2, 2, 3), 0.31, r),
-        (0.26, 0.48, 0.20),
-        Granules(4.0, 0.25, (0.50, 1.08, 0.45)),
+        (0.26, 0.47, 0.20),
+        Granules(4.5, 0.22, (0.52, 1.15, 0.48)),
         gap_share=0.2,
         rim=0.1,
     ),
@@ -163,14 +163,14 @@ RECIPES: dict[str, Recipe] = {
     ),
     "lymphocyte": Recipe(
         (10.8, 0.9),
-        lambda r: _round(r.uniform(0.84, 0.9), r.uniform(0.03, 0.1), 0.16, r),
+        lambda r: _round(r.uniform(0.88, 0.94), r.uniform(0.03, 0.1), 0.15, r),
         (0.60, 0.68, 0.18),
         Granules(0.3, 0.15, (0.8, 1.1, 0.3)),
         chromatin=(1.28, 2.1, 0.48),
-        chromatin_gap=(0.68, 0.9, 0.28),
+        chromatin_gap=(0.95, 1.40, 0.37),
         gap_share=0.3,
         roughness=0.035,
-        ruffle_um=0.08,
+        ruffle_um=0.12,
         rim=0.5,
         mottle=0.22,
     ),
@@ -178,16 +178,16 @@ RECIPES: dict[str, Recipe] = {
         (17.2, 1.4),
         _indented,
         (0.47, 0.54, 0.15),
-        Granules(1.0, 0.13, (0.8, 1.15, 0.31)),
+        Granules(0.1, 0.13, (0.8, 1.15, 0.31)),
         chromatin=(1.18, 2.12, 0.41),
         chromatin_gap=(0.58, 0.82, 0.22),
         gap_um=0.12,
         gap_share=0.45,
-        roughness=0.06,
+        roughness=0.08,
         ruffle_um=0.06,
         rim=0.1,
-        mottle=0.2,
-        vacuoles=7.0,
+        mottle=0.12,
+        vacuoles=12.0,
     ),
     "erythroblast": Recipe(
         (10.0, 0.8),

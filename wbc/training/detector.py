@@ -17,6 +17,8 @@ from wbc.datasets.labels import LabelledPicture, red_cell_um_per_px
 from wbc.datasets.mosaic import MosaicSettings, Source, draw_mosaic, load_source
 from wbc.datasets.voc import read_voc
 from wbc.datasets.yolo import read_yolo
+from wbc.synth import NORMAL_BLOOD, SmearSettings, draw_stain, render_field
+from wbc.taxonomy import GENERIC
 from wbc.training.augment import Jitter
 
 
@@ -74,6 +76,37 @@ def load_sources(specs: list[BoxData], root: Path, classes: list[str]) -> list[S
         scale = spec.um_per_px or red_cell_um_per_px(pictures)
         sources.append(load_source(pictures, scale, classes, spec.weight))
     return sources
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedData:
+    """Rendered smears among a detector's data: how many small pictures, of every kind alike, from which seed."""
+
+    pictures: int
+    seed: int
+    weight: float
+    height_px: int = 400
+    width_px: int = 540
+    um_per_px: float = 0.12
+
+
+def render_source(spec: RenderedData, classes: list[str]) -> Source:
+    """Rendered smears in memory; a kind that is not among `classes` is a `wbc`."""
+    settings = SmearSettings(
+        height_px=spec.height_px,
+        width_px=spec.width_px,
+        um_per_px=spec.um_per_px,
+        white_cells_per_field=(1, 3),
+        platelets_per_field=(1, 5),
+        proportions=tuple((kind, 1.0) for kind, _ in NORMAL_BLOOD),
+    )
+    rendered = []
+    for i in range(spec.pictures):
+        rng = np.random.default_rng([spec.seed, i])
+        rendered.append(render_field(settings, rng, draw_stain(rng)))
+    number = {name: i for i, name in enumerate(classes, 1)}
+    labels = [np.array([number.get(k, number[GENERIC]) for k in kinds], np.int64) for _, _, kinds in rendered]
+    return Source([p for p, _, _ in rendered], [b for _, b, _ in rendered], labels, spec.um_per_px, spec.weight)
 
 
 class Mosaics(Dataset[tuple[Tensor, dict[str, Tensor]]]):

@@ -26,25 +26,39 @@ from wbc.slides import read_field
 from wbc.taxonomy import label_matrix, load_taxonomy
 from wbc.training.augment import Jitter
 from wbc.training.classifier import CropSamples, CropSettings, tree_losses
-from wbc.training.detector import BoxData, Mosaics, detection_losses, freeze, load_sources, read_boxes
+from wbc.training.detector import (
+    BoxData,
+    Mosaics,
+    RenderedData,
+    detection_losses,
+    freeze,
+    load_sources,
+    read_boxes,
+    render_source,
+)
 from wbc.training.loop import LoopSettings, fit
 from wbc.training.metrics import average_precision, confusion, kind_accuracy
 from wbc.types import ModelCard
 
+SHARED_TABLES = {"name", "classes", "builder", "model", "loop", "jitter", "data", "measure", "credits"}
 MEAN = STD = (0.5, 0.5, 0.5)  # what the EfficientNet-lite weights were trained with
 log = logging.getLogger(__name__)
 Settings = TypeVar("Settings")
 
 
-def read_config(path: Path, known: set[str]) -> dict[str, Any]:
-    """A training config. Raises ValueError, naming the file, for broken TOML and for tables and keys nobody reads."""
+def read_config(path: Path, own: set[str]) -> dict[str, Any]:
+    """A training config, with the tables of all recipes and the `own` ones of this.
+
+    Raises ValueError, naming the file, for broken TOML and for tables and keys that nobody reads.
+    """
+    known = SHARED_TABLES | own
     try:
         config = tomllib.loads(path.read_text())
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{path}: {error}") from error
     if unknown := set(config) - known:
         raise ValueError(f"{path}: unknown {sorted(unknown)}; a config has {sorted(known)}")
-    if missing := {"classes", "builder", "loop", "data"} - set(config):
+    if missing := {"classes", "builder", "model", "loop", "data"} - set(config):
         raise ValueError(f"{path}: {sorted(missing)} are missing")
     return config
 
@@ -64,20 +78,7 @@ def train_detector(config: Path, data: Path, out: Path, device: str) -> ModelCar
     """
     plan = read_config(
         config,
-        {
-            "name",
-            "classes",
-            "builder",
-            "um_per_px",
-            "frozen",
-            "model",
-            "loop",
-            "mosaic",
-            "jitter",
-            "data",
-            "measure",
-            "credits",
-        },
+        {"um_per_px", "frozen", "mosaic", "rendered"},
     )
     classes, loop = list(plan["classes"]), section(LoopSettings, plan["loop"], "loop")
     specs = [section(BoxData, d, "data") for d in plan["data"]]
@@ -86,8 +87,11 @@ def train_detector(config: Path, data: Path, out: Path, device: str) -> ModelCar
     load_lite_weights(model.get_submodule("backbone.body"), plan["model"]["backbone"])
     frozen = tuple(plan.get("frozen", ()))
     freeze(model.train(), frozen)
+    sources = load_sources(specs, data, classes)
+    if "rendered" in plan:
+        sources.append(render_source(section(RenderedData, plan["rendered"], "rendered"), classes))
     samples = Mosaics(
-        load_sources(specs, data, classes),
+        sources,
         section(MosaicSettings, plan.get("mosaic", {}), "mosaic"),
         section(Jitter, plan.get("jitter", {}), "jitter"),
         loop.seed,
@@ -126,20 +130,7 @@ def train_classifier(config: Path, data: Path, out: Path, device: str) -> ModelC
     """
     plan = read_config(
         config,
-        {
-            "name",
-            "classes",
-            "builder",
-            "taxonomy",
-            "threshold",
-            "model",
-            "crop",
-            "loop",
-            "jitter",
-            "data",
-            "measure",
-            "credits",
-        },
+        {"taxonomy", "threshold", "crop"},
     )
     loop = section(LoopSettings, plan["loop"], "loop")
     crop = section(CropSettings, plan.get("crop", {}), "crop")

@@ -1,0 +1,127 @@
+"""Fixtures for all tests: painted slides, whose cells are known to the pixel, and a detector that finds just these."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from upath import UPath
+
+from wbc import models, registry
+from wbc.pipeline import CountSettings, Job
+from wbc.registry import LoadedModel
+from wbc.taxonomy import load_taxonomy
+from wbc.types import ModelCard
+
+Discs = list[tuple[int, int, int]]  # x, y, radius in px
+Paint = Callable[[int, int, Discs], NDArray[np.uint8]]
+MakeSlide = Callable[[UPath, int], UPath]
+MakeJob = Callable[..., Job]
+
+torch.set_num_threads(1)  # tests share the machine with each other, and small tensors gain nothing from threads
+
+
+@pytest.fixture(scope="session")
+def paint() -> Paint:
+    """A white field (height, width) with dark discs."""
+
+    def painted(height: int, width: int, discs: Discs) -> NDArray[np.uint8]:
+        y, x = np.mgrid[:height, :width]
+        pixels = np.full((height, width, 3), 235, np.uint8)
+        for cx, cy, radius in discs:
+            pixels[(x - cx) ** 2 + (y - cy) ** 2 <= radius**2] = (120, 60, 90)
+        return pixels
+
+    return painted
+
+
+@pytest.fixture(scope="session")
+def dark_card() -> ModelCard:
+    """The card of a detector that finds painted discs, at 0.2 µm per px."""
+    return ModelCard(
+        name="painted",
+        version="1",
+        task="detector",
+        builder="dark_regions",
+        arguments={"level": 0.5, "smallest_px": 12},
+        classes=("rbc",),
+        um_per_px=0.2,
+        input_px=0,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        sha256="",
+    )
+
+
+@pytest.fixture(scope="session")
+def dark_model(dark_card: ModelCard) -> LoadedModel:
+    """That detector, in memory."""
+    return LoadedModel(models.build(dark_card), dark_card, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def dark_folder(dark_card: ModelCard, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That detector, saved."""
+    folder: Path = tmp_path_factory.mktemp("models") / "dark_regions"
+    registry.save(folder, models.build(dark_card), dark_card)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_slide(paint: Paint) -> MakeSlide:
+    """Writes `n` fields of 320x240 px into a folder; field i holds 5 + i discs of 7 µm at 0.2 µm per px."""
+
+    def made(folder: UPath, n: int) -> UPath:
+        folder.mkdir(parents=True, exist_ok=True)
+        for i in range(n):
+            discs = [(30 + 50 * (k % 6), 30 + 60 * (k // 6), 17) for k in range(5 + i)]
+            with (folder / f"f{i:03d}.png").open("wb") as file:
+                Image.fromarray(paint(240, 320, discs)).save(file, "PNG")
+        return folder
+
+    return made
+
+
+@pytest.fixture
+def painted_slide(tmp_path: Path, make_slide: MakeSlide) -> UPath:
+    """A folder of three painted fields: 5, 6 and 7 cells."""
+    return make_slide(UPath(tmp_path / "slides" / "s1"), 3)
+
+
+@pytest.fixture(scope="session")
+def make_job(dark_folder: Path) -> MakeJob:
+    """A count into `out` with the saved detector, blood's taxonomy and two fields a chunk; options as `Job`'s."""
+
+    def made(out: UPath, **changes: Any) -> Job:
+        ref, _ = registry.resolve(str(dark_folder), "detector")
+        options: dict[str, Any] = {
+            "detector": ref,
+            "classifier": None,
+            "taxonomy": load_taxonomy("blood"),
+            "settings": CountSettings(chunk_fields=2),
+            "device": "cpu",
+        }
+        return Job(out, **options | changes)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def read_tables() -> Callable[[UPath], dict[str, pd.DataFrame]]:
+    """A count's three tables, sorted, without what differs from run to run: when it was made and how long it took."""
+
+    def read(out: UPath) -> dict[str, pd.DataFrame]:
+        tables = {}
+        for kind, keys in (("cells", ["cell_id"]), ("differentials", ["cell_type"]), ("slides", [])):
+            files = sorted((out / kind).glob("*.parquet"), key=lambda path: path.name)
+            parts: Iterable[pd.DataFrame] = (pd.read_parquet(file.open("rb")) for file in files)
+            table = pd.concat(parts).drop(columns=["counted_at", "seconds"], errors="ignore")
+            tables[kind] = table.sort_values(["slide_id", *keys]).reset_index(drop=True)
+        return tables
+
+    return read

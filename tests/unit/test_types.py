@@ -1,0 +1,136 @@
+"""What cannot be is refused where it is made, with the value in the message."""
+
+import copy
+import json
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from upath import UPath
+
+from wbc.types import ChunkKey, Detections, FieldError, FieldKey, ModelCard, Slide, Tile
+
+
+def paths(*names: str) -> tuple[UPath, ...]:
+    return tuple(UPath(f"/slides/{name}") for name in names)
+
+
+@pytest.mark.parametrize("slide_id", ["", "a/b", ".hidden"])
+def test_a_slide_id_must_be_a_safe_file_name(slide_id: str) -> None:
+    with pytest.raises(ValueError, match="no safe file name"):
+        Slide(slide_id, ())
+
+
+@pytest.mark.parametrize("names", [("b.png", "a.png"), ("a.png", "a.png")])
+def test_fields_must_be_sorted_and_distinct(names: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="not sorted and distinct"):
+        Slide("s1", paths(*names))
+
+
+@pytest.mark.parametrize("um_per_px", [0.0, -0.1, float("nan"), float("inf")])
+def test_a_scale_must_be_a_positive_number(um_per_px: float) -> None:
+    with pytest.raises(ValueError, match=str(um_per_px)):
+        Slide("s1", paths("a.png"), um_per_px)
+
+
+def test_keys_name_work_and_travel() -> None:
+    chunk = ChunkKey("s1", 2, 5)
+    assert chunk.fields() == [FieldKey("s1", i) for i in (2, 3, 4)]
+    slide = Slide("s1", paths("a.png"), 0.2)
+    assert pickle.loads(pickle.dumps((chunk, slide))) == (chunk, slide)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(3, 3), (4, 3), (-1, 2)])
+def test_an_empty_chunk_is_refused(start: int, stop: int) -> None:
+    with pytest.raises(ValueError, match=rf"\[{start}, {stop}\) of s1 is empty"):
+        ChunkKey("s1", start, stop)
+
+
+def test_a_field_before_the_first_is_refused() -> None:
+    with pytest.raises(ValueError, match="-1"):
+        FieldKey("s1", -1)
+
+
+@pytest.mark.parametrize("values", [(-1, 0, 5, 5), (0, -1, 5, 5), (0, 0, 0, 5), (0, 0, 5, 0)])
+def test_a_tile_must_have_pixels(values: tuple[int, int, int, int]) -> None:
+    with pytest.raises(ValueError, match="no such tile"):
+        Tile(*values)
+
+
+def test_a_field_error_crosses_processes_with_name_and_one_line_of_reason() -> None:
+    error = pickle.loads(pickle.dumps(FieldError("a.jpg", "is\n  broken")))
+    assert isinstance(error, FieldError)
+    assert (error.name, error.reason) == ("a.jpg", "is broken")
+    assert "a.jpg" in str(error)
+
+
+# Detections
+
+
+def found(n: int) -> Detections:
+    boxes = np.arange(4 * n, dtype=np.float32).reshape(n, 4)
+    return Detections(boxes, np.linspace(0, 1, n, dtype=np.float32), np.ones(n, np.int64))
+
+
+def test_detections_joined_and_taken_apart() -> None:
+    both = Detections.concatenate([found(2), Detections.empty(), found(3)])
+    assert len(both) == 5
+    assert np.array_equal(both.take(np.arange(2, 5)).boxes, found(3).boxes)
+    assert np.array_equal(both.take(both.scores >= 1).scores, [1, 1])
+    assert len(Detections.concatenate([])) == 0
+
+
+@pytest.mark.parametrize(
+    ("boxes", "scores", "labels"),
+    [
+        (np.zeros((2, 3), np.float32), np.zeros(2, np.float32), np.zeros(2, np.int64)),
+        (np.zeros((2, 4), np.float32), np.zeros(1, np.float32), np.zeros(2, np.int64)),
+        (np.zeros((2, 4), np.float32), np.zeros(2, np.float32), np.zeros(3, np.int64)),
+        (np.zeros((2, 4), np.float64), np.zeros(2, np.float32), np.zeros(2, np.int64)),
+        (np.zeros((2, 4), np.float32), np.zeros(2, np.float32), np.zeros(2, np.int32)),
+    ],
+)
+def test_detections_of_other_shapes_or_dtypes_are_refused(boxes: Any, scores: Any, labels: Any) -> None:
+    with pytest.raises(ValueError, match=r"shapes|dtypes"):
+        Detections(boxes, scores, labels)
+
+
+# Model cards
+
+
+def test_a_card_survives_json(dark_card: ModelCard) -> None:
+    assert ModelCard.from_json(json.loads(json.dumps(dark_card.to_json()))) == dark_card
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"colour": 1, "shape": 2}, r"unknown fields \['colour', 'shape'\]"),
+        ({"task": "segmenter"}, "'segmenter' is neither"),
+        ({"classes": []}, "empty or repeat"),
+        ({"classes": ["rbc", "rbc"]}, "empty or repeat"),
+        ({"classes": 3}, "not iterable"),
+        ({"um_per_px": 0}, "no such preprocessing"),
+        ({"um_per_px": float("nan")}, "no such preprocessing"),
+        ({"um_per_px": "0.2"}, "not supported"),
+        ({"mean": [0.5, 0.5]}, "no such preprocessing"),
+        ({"std": [0.5, 0.0, 0.5]}, "no such preprocessing"),
+    ],
+)
+def test_a_card_that_cannot_be_is_refused(dark_card: ModelCard, changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        ModelCard.from_json(dark_card.to_json() | changes)
+
+
+def test_a_card_names_the_field_it_lacks(dark_card: ModelCard) -> None:
+    values = copy.deepcopy(dark_card.to_json())
+    del values["builder"]
+    with pytest.raises(ValueError, match="builder"):
+        ModelCard.from_json(values)
+
+
+@pytest.mark.parametrize("values", [[], "card", 3, None])
+def test_what_is_no_object_is_no_card(values: Any) -> None:
+    with pytest.raises(ValueError, match="a card is an object"):
+        ModelCard.from_json(values)
