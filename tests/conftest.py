@@ -1,6 +1,7 @@
 """Fixtures for all tests: painted slides, whose cells are known to the pixel, and a detector that finds just these."""
 
 from collections.abc import Callable, Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from wbc.types import ModelCard
 
 Discs = list[tuple[int, int, int]]  # x, y, radius in px
 Paint = Callable[[int, int, Discs], NDArray[np.uint8]]
-MakeSlide = Callable[[UPath, int], UPath]
+MakeSlide = Callable[..., UPath]
 MakeJob = Callable[..., Job]
 
 torch.set_num_threads(1)  # tests share the machine with each other, and small tensors gain nothing from threads
@@ -74,12 +75,12 @@ def dark_folder(dark_card: ModelCard, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def make_slide(paint: Paint) -> MakeSlide:
-    """Writes `n` fields of 320x240 px into a folder; field i holds 5 + i discs of 7 µm at 0.2 µm per px."""
+    """Writes `n` fields of 320x240 px into a folder; field i holds `cells` + i discs of 7 µm at 0.2 µm per px."""
 
-    def made(folder: UPath, n: int) -> UPath:
+    def made(folder: UPath, n: int, cells: int = 5) -> UPath:
         folder.mkdir(parents=True, exist_ok=True)
         for i in range(n):
-            discs = [(30 + 50 * (k % 6), 30 + 60 * (k // 6), 17) for k in range(5 + i)]
+            discs = [(30 + 50 * (k % 6), 30 + 60 * (k // 6), 17) for k in range(cells + i)]
             with (folder / f"f{i:03d}.png").open("wb") as file:
                 Image.fromarray(paint(240, 320, discs)).save(file, "PNG")
         return folder
@@ -119,7 +120,7 @@ def read_tables() -> Callable[[UPath], dict[str, pd.DataFrame]]:
         tables = {}
         for kind, keys in (("cells", ["cell_id"]), ("differentials", ["cell_type"]), ("slides", [])):
             files = sorted((out / kind).glob("*.parquet"), key=lambda path: path.name)
-            parts: Iterable[pd.DataFrame] = (pd.read_parquet(file.open("rb")) for file in files)
+            parts: Iterable[pd.DataFrame] = (pd.read_parquet(BytesIO(file.read_bytes())) for file in files)
             table = pd.concat(parts).drop(columns=["counted_at", "seconds"], errors="ignore")
             tables[kind] = table.sort_values(["slide_id", *keys]).reset_index(drop=True)
         return tables

@@ -80,8 +80,7 @@ def annotate_field(path: UPath, cells: pd.DataFrame, target: UPath) -> None:
     """
     picture = Image.fromarray(read_field(path))
     draw = ImageDraw.Draw(picture)
-    line_px = max(2, round(max(picture.size) / 900))
-    largest_text_px = max(SMALLEST_TEXT_PX, max(picture.size) / 110)
+    side_px = max(picture.size)
     named = cells["type_score"].notna()
     # Nucleated cells last, so that no red cell's box runs through their names.
     cell: Any
@@ -89,7 +88,8 @@ def annotate_field(path: UPath, cells: pd.DataFrame, target: UPath) -> None:
         box = (cell.x0, cell.y0, cell.x1, cell.y1)
         score = cell.score if pd.isna(cell.type_score) else cell.type_score
         label = f"{cell.cell_type} {score:.2f}".replace("_", " ")
-        _draw_cell(draw, box, label, _colour(cell.cell_type), line_px, largest_text_px)
+        text_px = (side_px / 140, side_px / 110) if not pd.isna(cell.type_score) else (SMALLEST_TEXT_PX, side_px / 180)
+        _draw_cell(draw, box, label, _colour(cell.cell_type), max(2, round(side_px / 900)), text_px)
     sink = io.BytesIO()
     # Full colour resolution: thin lines are what the drawing is for.
     picture.save(sink, "JPEG", quality=JPEG_QUALITY, subsampling=0)
@@ -102,14 +102,18 @@ def _draw_cell(
     label: str,
     colour: tuple[int, int, int],
     line_px: int,
-    largest_text_px: float,
+    text_px: tuple[float, float],
 ) -> None:
-    """A box, and its label on a ground of the same colour above it, or inside where the field ends."""
+    """A box, and its label on a ground of the same colour above it, or inside where the field ends.
+
+    The label is as wide as the box, as far as its size allows (`text_px`, from and to): those of crowded cells do not
+    run into each other then.
+    """
     x0, y0, x1, y1 = box
     draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=colour, width=line_px)
-    # As wide as the box where it can be read then: labels of crowded red cells do not run into each other.
-    fitting = largest_text_px * (x1 - x0) / draw.textlength(label, ImageFont.load_default(largest_text_px))
-    font = ImageFont.load_default(min(largest_text_px, max(SMALLEST_TEXT_PX, fitting)))
+    smallest, largest = (max(SMALLEST_TEXT_PX, size) for size in text_px)
+    fitting = largest * (x1 - x0) / draw.textlength(label, ImageFont.load_default(largest))
+    font = ImageFont.load_default(min(largest, max(smallest, fitting)))
     left, top, right, bottom = draw.textbbox((0, 0), label, font)
     width, height = right - left + 4, bottom - top + 4
     x = max(0.0, min(x0, draw.im.size[0] - width))

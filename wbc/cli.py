@@ -142,7 +142,8 @@ def _run_count(parameters: dict[str, Any], verbose: bool) -> "CountReport":
 
     console = Console(stderr=True)
     with console.status("loading") if console.is_terminal else nullcontext():
-        from flows.count_slides import count_slides, listening
+        from flows.count_slides import count_slides
+        from flows.listening import listening
         from wbc.report import LogLines, ProgressBar
 
     if not verbose:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
@@ -66,8 +66,8 @@ class Job:
     keep_pixels: bool = False
 
     def pixels(self, slide_id: str) -> UPath:
-        """The Zarr group that holds a slide's pixels while it is counted."""
-        return self.out / "pixels" / f"{slide_id}.zarr"
+        """The Zarr group that holds a slide's pixels while it is counted, among the temporaries unless they are kept."""
+        return (self.out if self.keep_pixels else self.out / ".wbc") / "pixels" / f"{slide_id}.zarr"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +127,12 @@ def count_slide(slide: Slide, job: Job, executor: Executor, progress: Progress |
     return count(ingest(slide, job, executor), job, executor, progress)
 
 
+def remove_leftovers(out: UPath) -> None:
+    """Remove what a killed run left in OUT: files half-written, and pixels that were not to be kept."""
+    tables.remove_temporaries(out)
+    store.remove(out / ".wbc" / "pixels")
+
+
 def is_counted(slide: Slide, job: Job) -> bool:
     """Whether the slide's committed count is the one that `job` would make. Opens no field."""
     if job.force or job.verify:
@@ -135,6 +141,12 @@ def is_counted(slide: Slide, job: Job) -> bool:
     if known is None:
         return False
     return tables.committed_count_id(job.out, slide.slide_id) == count_id(slide, known, job)
+
+
+def unchanged(slide: Slide, out: UPath, seconds: float = 0.0) -> SlideOutcome:
+    """The outcome of a slide whose committed count stands. Raises FileNotFoundError where it has none."""
+    row = tables.read_slide_row(out, slide.slide_id)
+    return SlideOutcome(slide.slide_id, "unchanged", row.n_fields, row.n_cells, row.failed_fields, seconds)
 
 
 def _known_digests(slide: Slide, job: Job) -> dict[str, str] | None:
@@ -178,6 +190,7 @@ def ingest(slide: Slide, job: Job, executor: Executor) -> Ingested:
     pixels = job.pixels(slide.slide_id)
     store.create(pixels, slide)
     futures = [executor.submit(ingest_chunk, slide, key, pixels) for key in chunks(slide, job.settings.chunk_fields)]
+    wait(futures)  # also where one failed: a retry must not meet the others' writing
     fields = tuple(f for future in futures for f in future.result())
     own_id = count_id(slide, {f.stamp.name: f.sha256 for f in fields}, job)
     done = not job.force and tables.committed_count_id(job.out, slide.slide_id) == own_id
@@ -211,11 +224,11 @@ def _ingest_field(path: UPath, key: FieldKey, pixels: UPath) -> IngestedField:
 def count(ingested: Ingested, job: Job, executor: Executor, progress: Progress | None = None) -> SlideOutcome:
     """Stage 2: detect, classify, count and commit a slide; its pixels go unless the job keeps them."""
     slide, began = ingested.slide, time.monotonic()
+    if ingested.done:
+        return unchanged(slide, job.out, ingested.seconds)
     failed = tuple(FailedField(f.stamp.name, f.failure) for f in ingested.fields if f.failure is not None)
     if not slide.field_paths:
         failed = (FailedField("", "the folder holds no image"),)
-    if ingested.done:
-        return SlideOutcome(slide.slide_id, "unchanged", len(slide.field_paths), 0, failed, ingested.seconds)
     good = [i for i, f in enumerate(ingested.fields) if f.failure is None]
     um_per_px, scale_from = _scale(ingested, good, job, executor)
     pixels = job.pixels(slide.slide_id)
@@ -223,10 +236,13 @@ def count(ingested: Ingested, job: Job, executor: Executor, progress: Progress |
     parts = [good[i : i + size] for i in range(0, len(good), size)]
     futures = [executor.submit(count_chunk, slide.slide_id, p, pixels, um_per_px, job) for p in parts]
     counted = []
-    for part, future in zip(parts, futures, strict=True):
-        counted.append(future.result())
-        if progress:
-            progress(len(part), len(counted[-1].scores))
+    try:
+        for part, future in zip(parts, futures, strict=True):
+            counted.append(future.result())
+            if progress:
+                progress(len(part), len(counted[-1].scores))
+    finally:
+        wait(futures)
     row = _commit(ingested, counted, failed, um_per_px, scale_from, job, began)
     if not job.keep_pixels:
         store.remove(pixels)

@@ -102,6 +102,24 @@ def test_boxes_lie_in_tile_pixels_whatever_the_tiles_size(detector: nn.Module) -
         assert set(seen["labels"].tolist()) <= {1, 2, 3}
 
 
+@pytest.mark.parametrize("shape", [(96, 160), (64, 64), (900, 32)])
+def test_tiles_are_seen_at_their_own_scale_in_training_and_after(detector: nn.Module, shape: tuple[int, int]) -> None:
+    tile, target = tiles(shape)[0], {"boxes": torch.tensor([[4.0, 4.0, 20.0, 20.0]]), "labels": torch.tensor([1])}
+    seen: list[Tensor] = []
+    hook = detector.get_submodule("backbone").register_forward_pre_hook(lambda _, pixels: seen.append(pixels[0]))
+    try:
+        with torch.inference_mode():
+            detector([tile])
+            detector.train()([tile], [target])
+    finally:
+        hook.remove()
+        detector.eval()
+    for pixels in seen:
+        torch.testing.assert_close(pixels[0, :, : shape[0], : shape[1]], (tile - 0.5) / 0.5)
+        assert max(pixels.shape[2] - shape[0], pixels.shape[3] - shape[1]) < 32
+    assert len(seen) == 2
+
+
 @torch.inference_mode()
 def test_the_same_tile_gives_the_same_boxes_again_and_in_any_company(detector: nn.Module) -> None:
     one, other = tiles((96, 128), (96, 128))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
 LOWEST_SCORE = 0.02  # nothing below is reported, whatever a count asks for
@@ -60,6 +61,14 @@ class PyramidBackbone(nn.Module):
         return {level: m.float() for level, m in maps.items()}
 
 
+class AsItIs(GeneralizedRCNNTransform):  # type: ignore[misc]
+    """torchvision's normalising and batching without its resizing, which `_skip_resize` turns off in training alone."""
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Picture float32 (3,H,W) and target as they are."""
+        return image, target
+
+
 class BoxHead(TwoMLPHead):  # type: ignore[misc]
     """Two fully connected layers over a pooled region, in bfloat16 where `half_precision` is set."""
 
@@ -92,8 +101,6 @@ def build(
     head = BoxHead(settings.pyramid_channels * 7 * 7, settings.head_width)
     model = FasterRCNN(
         backbone,
-        image_mean=list(mean),
-        image_std=list(std),
         rpn_anchor_generator=AnchorGenerator(
             sizes=settings.anchor_px, aspect_ratios=((1.0,),) * len(settings.anchor_px)
         ),
@@ -110,8 +117,8 @@ def build(
         box_detections_per_img=MOST_DETECTIONS,
         box_batch_size_per_image=192,
         box_positive_fraction=0.33,
-        _skip_resize=True,
     )
+    model.transform = AsItIs(min_size=0, max_size=0, image_mean=list(mean), image_std=list(std))
     model.rpn.box_similarity = model.roi_heads.box_similarity = overlap
     return model.to(memory_format=torch.channels_last)
 

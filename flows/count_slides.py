@@ -1,0 +1,151 @@
+"""The count-slides flow: from a folder of slides to their tables, and a report of what became of each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from prefect import flow, get_run_logger, runtime
+from prefect.artifacts import create_table_artifact
+from prefect.task_runners import ThreadPoolTaskRunner
+from upath import UPath
+
+from flows.cluster import ClusterSettings, open_cluster, read_settings
+from flows.listening import Listener, current_listener, listening
+from flows.slide_table import slide_line
+from flows.stages import MOST_SLIDES, STAGES, Run, count_all, is_drawn
+from wbc import pipeline, registry, tables
+from wbc.pipeline import CountSettings, Job, SlideOutcome
+from wbc.registry import ModelRef
+from wbc.slides import discover
+from wbc.taxonomy import Taxonomy, check_classes, load_taxonomy
+from wbc.types import Slide, Task
+
+__all__ = ["CountReport", "Listener", "NothingCounted", "count_slides", "listening"]
+
+TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=STAGES * MOST_SLIDES)
+
+
+@dataclass(frozen=True)
+class CountReport:
+    """What became of every slide, in the order of their ids."""
+
+    outcomes: tuple[SlideOutcome, ...]
+
+    @property
+    def failed(self) -> tuple[SlideOutcome, ...]:
+        """Those that failed, or have fields that did."""
+        return tuple(o for o in self.outcomes if o.status == "failed" or o.failed_fields)
+
+
+class NothingCounted(RuntimeError):
+    """Every slide of a deployment's run failed."""
+
+
+@flow(name="count-slides", task_runner=TASK_RUNNER, persist_result=False)
+def count_slides(
+    slides: str,
+    out: str,
+    detector: str = "bundled:detector",
+    classifier: str | None = "bundled:classifier",
+    taxonomy: str = "blood",
+    min_score: float = 0.7,
+    um_per_px: float | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    scheduler: str | None = None,
+    settings: str | None = None,
+    force: bool = False,
+    verify: bool = False,
+    keep_pixels: bool = False,
+    annotate: bool = False,
+) -> CountReport:
+    """Count the white blood cells of every slide below a folder.
+
+    A slide that fails, or a field of it, never costs the others: it is in the report with its reason. Raises
+    ValueError or OSError where the run as a whole cannot be: no such folder, model, taxonomy, cluster; OUT not
+    writable. Raises NothingCounted where every slide of a deployment's run failed.
+
+    Args:
+        slides: Folder of slide folders, a path or an fsspec address.
+        out: Where the tables go, a path or an fsspec address that all workers reach.
+        detector: bundled:NAME, a model's folder, or models:/NAME@ALIAS.
+        classifier: As `detector`; none leaves white cells unnamed.
+        taxonomy: blood, marrow_icsh, wang2021, asae2020, or a TOML file.
+        min_score: Cells that the detector is less sure of are left out.
+        um_per_px: Scale of all slides; else metadata or their red cells tell it.
+        device: auto, cpu, cuda or cuda:NUMBER.
+        workers: Number of worker processes; default: the machine's size, or the cluster settings'.
+        scheduler: Address of a running Dask cluster, as tcp://host:8786.
+        settings: TOML file that says which cluster to start.
+        force: Count again what is counted.
+        verify: Digest every field again, do not trust size and time.
+        keep_pixels: Keep the fields' pixels as Zarr in OUT/pixels.
+        annotate: Draw the cells found into OUT/annotated.
+    """
+    job = _job(out, detector, classifier, taxonomy)
+    job = replace(job, settings=CountSettings(min_score), force=force, verify=verify, keep_pixels=keep_pixels)
+    wanted = (read_settings(settings) if settings else ClusterSettings()).overridden(workers, scheduler)
+    found = [replace(slide, um_per_px=um_per_px) for slide in discover(UPath(slides))]
+    tables.check_writable(job.out)
+    pipeline.remove_leftovers(job.out)
+
+    listener = current_listener()
+    listener.slides_found(len(found), sum(len(slide.field_paths) for slide in found))
+    outcomes: dict[str, SlideOutcome] = {}
+    waiting = []
+    for slide in found:
+        standing = _standing(slide, job, annotate)
+        if standing is None:
+            waiting.append(slide)
+        else:
+            outcomes[slide.slide_id] = standing
+            listener.slide_done(standing)
+    get_run_logger().info("%d slides in %s, %d counted already", len(found), slides, len(outcomes))
+
+    if waiting:
+        models = [model for model in (job.detector, job.classifier) if model is not None]
+        with open_cluster(wanted, device, models) as cluster:
+            run = Run(replace(job, device=cluster.device), cluster, annotate, listener)
+            for outcome in count_all(waiting, run):
+                outcomes[outcome.slide_id] = outcome
+                listener.slide_done(outcome)
+    report = CountReport(tuple(outcomes[slide.slide_id] for slide in found))
+    _publish(report, found, job)
+    return report
+
+
+def _job(out: str, detector: str, classifier: str | None, taxonomy: str) -> Job:
+    """A count with its models pinned to the weights that they mean now."""
+    own = load_taxonomy(taxonomy)
+    named = None if classifier is None else _model(classifier, "classifier", own)
+    return Job(UPath(out), _model(detector, "detector", own), named, own)
+
+
+def _model(reference: str, kind: Task, taxonomy: Taxonomy) -> ModelRef:
+    model, card = registry.resolve(reference, kind)
+    check_classes(taxonomy, card.classes, reference)
+    return model
+
+
+def _standing(slide: Slide, job: Job, annotate: bool) -> SlideOutcome | None:
+    """The outcome of a slide that needs nothing; opens no field."""
+    try:
+        if pipeline.is_counted(slide, job) and (not annotate or is_drawn(slide, job.out)):
+            return pipeline.unchanged(slide, job.out)
+    except (OSError, ValueError):  # tables that cannot be read are written again
+        pass
+    return None
+
+
+def _publish(report: CountReport, slides: Sequence[Slide], job: Job) -> None:
+    """The report as the flow run's table artifact, and its sum in the log."""
+    failed = [o for o in report.outcomes if o.status == "failed"]
+    n_bad_fields = sum(len(o.failed_fields) for o in report.outcomes)
+    n_cells = sum(o.n_cells for o in report.outcomes)
+    total = f"{len(report.outcomes)} slides, {n_cells} cells; {len(failed)} slides failed, {n_bad_fields} fields failed"
+    lines = [slide_line(o, s, job.out, job.taxonomy) for o, s in zip(report.outcomes, slides, strict=True)]
+    create_table_artifact(lines, key="count-slides", description=f"{total}. Tables in `{job.out}`.")
+    (get_run_logger().warning if report.failed else get_run_logger().info)(total)
+    # Nobody reads what a scheduled run returns: one that achieved nothing must not look like one that did.
+    if failed and len(failed) == len(report.outcomes) and runtime.deployment.id:
+        raise NothingCounted(f"none of {len(failed)} slides was counted; the first: {failed[0].reason}")

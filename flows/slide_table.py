@@ -1,0 +1,52 @@
+"""A count as the table artifact of its flow run: a line a slide, with links to the fields that failed."""
+
+from contextlib import suppress
+from urllib.parse import quote
+
+from upath import UPath
+
+from wbc.pipeline import SlideOutcome
+from wbc.report import printable, read_report
+from wbc.tables import FailedField
+from wbc.taxonomy import Taxonomy
+from wbc.types import Slide
+
+
+def slide_line(outcome: SlideOutcome, slide: Slide, out: UPath, taxonomy: Taxonomy) -> dict[str, str | int]:
+    """One slide's result: what became of it, its coarse kinds in percent, its flags, what failed (Markdown links)."""
+    percents, flags = "", ""
+    if outcome.status != "failed":
+        with suppress(OSError, ValueError):  # the artifact is worth having also where a table was lost meanwhile
+            report = read_report(out, outcome.slide_id)
+            coarse = {t.name for t in taxonomy.cell_types if t.parent is None}
+            seen = [kind for kind in report.kinds if kind.cell_type in coarse and kind.percent and kind.count]
+            seen.sort(key=lambda kind: -kind.count)
+            percents = ", ".join(f"{kind.cell_type.replace('_', ' ')} {kind.percent:.1f} %" for kind in seen)
+            flags = ", ".join(report.row.flags)
+    links = [field_link(failed, slide) for failed in outcome.failed_fields]
+    return {
+        "slide": printable(outcome.slide_id),
+        "status": outcome.status,
+        "fields": outcome.n_fields,
+        "failed fields": sum(bool(f.field) for f in outcome.failed_fields),
+        "cells": outcome.n_cells,
+        "differential": percents,
+        "flags": flags,
+        "what failed": "; ".join(([printable(outcome.reason)] if outcome.reason else []) + links),
+    }
+
+
+def field_link(failed: FailedField, slide: Slide) -> str:
+    """Markdown: the field's name as a link to its file, and the reason; the reason alone where it is the slide's."""
+    path = next((p for p in slide.field_paths if unicode_name(p.name) == failed.field), None)
+    if path is None:
+        return printable(failed.reason)
+    is_local = path.protocol in ("", "file", "local")
+    address = "file://" + quote(path.absolute().path.encode(errors="surrogateescape")) if is_local else str(path)
+    name = printable(failed.field).replace("[", "\\[").replace("]", "\\]")
+    return f"[{name}](<{address}>): {printable(failed.reason)}"
+
+
+def unicode_name(name: str) -> str:
+    """A file name as the tables hold it: lone surrogates, which Arrow cannot hold, written as `\\udcff`."""
+    return name.encode(errors="backslashreplace").decode()

@@ -1,0 +1,280 @@
+"""Whatever goes wrong and whenever a run dies: the old count stands, and a rerun ends as if nothing had happened."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from upath import UPath
+
+from wbc import models, pipeline, registry
+from wbc.pipeline import Job, count, count_slide, ingest, is_counted, remove_leftovers
+from wbc.registry import ModelError
+from wbc.slides import discover
+from wbc.types import ModelCard, Slide
+
+MakeSlide = Callable[..., UPath]
+MakeJob = Callable[..., Job]
+ReadTables = Callable[[UPath], dict[str, pd.DataFrame]]
+RENAMINGS = 7  # stamps, three tables to the history, three into their places
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> UPath:
+    return UPath(tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[Executor]:
+    with ThreadPoolExecutor(2) as executor:
+        yield executor
+
+
+def only(root: UPath) -> Slide:
+    (slide,) = discover(root)
+    return slide
+
+
+def contents(folder: UPath) -> dict[str, bytes]:
+    root = Path(folder.path)
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def tables_of(out: UPath) -> dict[str, bytes]:
+    return {name: content for name, content in contents(out).items() if name.endswith(".parquet")}
+
+
+@pytest.fixture
+def recount(
+    painted_slide: UPath, out: UPath, make_slide: MakeSlide, make_job: MakeJob, threads: Executor
+) -> tuple[Slide, Job]:
+    """A slide whose count stands, and one of whose fields has changed since."""
+    count_slide(only(painted_slide), make_job(out), threads)
+    make_slide(painted_slide, 1, cells=9)
+    return only(painted_slide), make_job(out)
+
+
+@pytest.fixture
+def undisturbed(recount: tuple[Slide, Job], tmp_path: Path, threads: Executor, make_job: MakeJob) -> UPath:
+    """The OUT of a run over that slide which nothing disturbed."""
+    other = UPath(tmp_path / "undisturbed")
+    shutil.copytree(recount[1].out.path, other.path)
+    count_slide(recount[0], make_job(other), threads)
+    return other
+
+
+def assert_as_undisturbed(out: UPath, undisturbed: UPath, read: ReadTables) -> None:
+    seen, expected = read(out), read(undisturbed)
+    for kind, table in expected.items():
+        pd.testing.assert_frame_equal(seen[kind], table)
+    assert sorted(contents(out)) == sorted(contents(undisturbed))
+
+
+# A full disk
+
+
+@contextmanager
+def files_no_larger_than(size: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, previous)
+
+
+def test_a_disk_full_while_the_tables_are_written_costs_nothing_old(
+    recount: tuple[Slide, Job], undisturbed: UPath, read_tables: ReadTables, threads: Executor
+) -> None:
+    slide, job = recount
+    before = tables_of(job.out)
+    ingested = ingest(slide, job, threads)
+    with files_no_larger_than(3_000), pytest.raises(OSError, match=r"cannot be written: File too large.*parquet"):
+        count(ingested, job, threads)
+    assert tables_of(job.out) == before
+    assert not [name for name in contents(job.out) if name.endswith(".tmp")]
+    assert not is_counted(slide, job)
+    count(ingested, job, threads)  # the stage alone, tried again
+    assert_as_undisturbed(job.out, undisturbed, read_tables)
+
+
+def test_a_disk_full_while_the_pixels_are_written_costs_nothing_old(
+    recount: tuple[Slide, Job], undisturbed: UPath, read_tables: ReadTables, threads: Executor
+) -> None:
+    slide, job = recount
+    before = tables_of(job.out)
+    with files_no_larger_than(1_000), pytest.raises(OSError, match="File too large"):
+        count_slide(slide, job, threads)
+    assert tables_of(job.out) == before
+    count_slide(slide, job, threads)
+    assert_as_undisturbed(job.out, undisturbed, read_tables)
+
+
+def test_an_out_that_is_a_file_is_an_error_that_names_it(
+    painted_slide: UPath, tmp_path: Path, make_job: MakeJob, threads: Executor
+) -> None:
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(OSError, match="taken"):
+        count_slide(only(painted_slide), make_job(UPath(tmp_path / "taken")), threads)
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+# A run that dies
+
+
+@pytest.mark.parametrize("at", range(RENAMINGS))
+def test_a_run_that_ends_between_two_writes_is_made_good_by_the_next(
+    recount: tuple[Slide, Job],
+    undisturbed: UPath,
+    read_tables: ReadTables,
+    threads: Executor,
+    monkeypatch: pytest.MonkeyPatch,
+    at: int,
+) -> None:
+    slide, job = recount
+    rename, calls = os.replace, iter(range(100))
+
+    def interrupted(source: str, target: str) -> None:
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", interrupted)
+        count_slide(slide, job, threads)
+    assert not is_counted(slide, job)
+    remove_leftovers(job.out)
+    assert count_slide(slide, job, threads).status == "counted"
+    assert_as_undisturbed(job.out, undisturbed, read_tables)
+
+
+KILLED = """
+import os, signal, sys
+from concurrent.futures import ThreadPoolExecutor
+from upath import UPath
+from wbc import registry
+from wbc.pipeline import CountSettings, Job, count_slide
+from wbc.slides import discover
+from wbc.taxonomy import load_taxonomy
+
+slides, model, *outs = sys.argv[1:]
+for at, out in enumerate(outs):
+    child = os.fork()
+    if child == 0:
+        rename, calls = os.replace, iter(range(100))
+
+        def killed(source, target):
+            if next(calls) == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            rename(source, target)
+
+        os.replace = killed
+        ref, _ = registry.resolve(model, "detector")
+        job = Job(UPath(out), ref, None, load_taxonomy("blood"), CountSettings(chunk_fields=2), "cpu")
+        (slide,) = discover(UPath(slides))
+        with ThreadPoolExecutor(1) as threads:
+            count_slide(slide, job, threads)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
+        sys.exit(f"renaming {at}: the run was not killed but ended with {status}")
+"""
+
+
+def test_a_run_killed_between_two_writes_is_made_good_by_the_next(
+    recount: tuple[Slide, Job],
+    undisturbed: UPath,
+    painted_slide: UPath,
+    dark_folder: Path,
+    tmp_path: Path,
+    make_job: MakeJob,
+    read_tables: ReadTables,
+    threads: Executor,
+) -> None:
+    slide, job = recount
+    outs = [tmp_path / f"killed{at}" for at in range(RENAMINGS)]
+    for out in outs:
+        shutil.copytree(job.out.path, out)
+    subprocess.run([sys.executable, "-c", KILLED, painted_slide.path, str(dark_folder), *map(str, outs)], check=True)
+    for out in outs:
+        again = make_job(UPath(out))
+        assert contents(again.out) != contents(job.out), "the kill left no trace: it proves nothing"
+        remove_leftovers(again.out)
+        assert count_slide(slide, again, threads).status == "counted"
+        assert_as_undisturbed(again.out, undisturbed, read_tables)
+
+
+def test_leftovers_of_a_run_killed_after_its_commit_are_swept(
+    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor
+) -> None:
+    slide, job = only(painted_slide), make_job(out)
+    count_slide(slide, job, threads)
+    clean = contents(out)
+    ingest(slide, make_job(out, force=True), threads)
+    assert list(Path(out.path).rglob("*.zarr"))
+    remove_leftovers(out)
+    assert is_counted(slide, job)
+    assert contents(out) == clean
+    assert not list(Path(out.path).rglob("*.zarr"))
+
+
+# What may be tried again
+
+
+def test_a_worker_that_fails_once_fails_the_slide_and_a_second_try_counts_it(
+    recount: tuple[Slide, Job],
+    undisturbed: UPath,
+    read_tables: ReadTables,
+    threads: Executor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slide, job = recount
+    before = tables_of(job.out)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("the GPU fell off the bus")
+
+    ingested = ingest(slide, job, threads)
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="fell off the bus"):
+        patched.setattr(pipeline, "detect", broken)
+        count(ingested, job, threads)
+    assert tables_of(job.out) == before
+    count(ingested, job, threads)
+    assert_as_undisturbed(job.out, undisturbed, read_tables)
+
+
+def test_a_model_that_changes_during_the_count_commits_nothing(
+    painted_slide: UPath, out: UPath, tmp_path: Path, make_job: MakeJob, dark_card: ModelCard, threads: Executor
+) -> None:
+    class Weighted(torch.nn.Module):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.value = torch.nn.Parameter(torch.tensor([value]))
+
+    registry.save(tmp_path / "model", models.build(dark_card), dark_card)
+    job = make_job(out, detector=registry.resolve(str(tmp_path / "model"), "detector")[0])
+    ingested = ingest(only(painted_slide), job, threads)
+    registry.save(tmp_path / "model", Weighted(1.0), dark_card)
+    with pytest.raises(ModelError, match="differ between machines or changed meanwhile"):
+        count(ingested, job, threads)
+    assert tables_of(out) == {}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_named(
+    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor
+) -> None:
+    with pytest.raises(ValueError, match="'cuda:1': no CUDA device here"):
+        count_slide(only(painted_slide), make_job(out, device="cuda:1"), threads)
+    assert tables_of(out) == {}

@@ -1,0 +1,462 @@
+"""The way of one slide, from a folder of fields to tables that pandas reads, on any executor and file system."""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
+from io import BytesIO
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import zarr
+from PIL import Image
+from upath import UPath
+
+from wbc import models, pipeline, registry, tables
+from wbc.detect import TileSettings
+from wbc.pipeline import CountSettings, Job, SlideOutcome, count_slide, is_counted
+from wbc.registry import ModelRef
+from wbc.slides import discover
+from wbc.taxonomy import load_taxonomy
+from wbc.types import ModelCard, Slide
+
+MakeSlide = Callable[..., UPath]
+MakeJob = Callable[..., Job]
+ReadTables = Callable[[UPath], dict[str, pd.DataFrame]]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> UPath:
+    return UPath(tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[Executor]:
+    with ThreadPoolExecutor(2) as executor:
+        yield executor
+
+
+def only(root: UPath) -> Slide:
+    (slide,) = discover(root)
+    return slide
+
+
+def row(out: UPath, slide_id: str = "s1") -> dict[str, Any]:
+    return dict(pd.read_parquet(BytesIO((out / "slides" / f"{slide_id}.parquet").read_bytes())).iloc[0])
+
+
+def assert_equal(seen: dict[str, pd.DataFrame], expected: dict[str, pd.DataFrame]) -> None:
+    for kind, table in expected.items():
+        pd.testing.assert_frame_equal(seen[kind], table)
+
+
+# A count
+
+
+def test_a_folder_becomes_three_tables(
+    painted_slide: UPath, out: UPath, make_job: MakeJob, read_tables: ReadTables, threads: Executor
+) -> None:
+    done: list[tuple[int, int]] = []
+    outcome = count_slide(only(painted_slide), make_job(out), threads, lambda *step: done.append(step))
+    assert (outcome.status, outcome.n_fields, outcome.n_cells, outcome.failed_fields) == ("counted", 3, 18, ())
+    assert done == [(2, 11), (1, 7)]
+    read = read_tables(out)
+    cells = read["cells"]
+    assert cells.groupby("field").size().to_dict() == {"f000.png": 5, "f001.png": 6, "f002.png": 7}
+    assert cells[["x0", "y0", "x1", "y1"]].iloc[0].tolist() == [13, 13, 48, 48]
+    assert set(cells["cell_type"]) == {"rbc"}
+    assert cells["type_score"].isna().all()
+    counts = read["differentials"].set_index("cell_type")
+    assert counts["count"]["rbc"] == 18
+    assert counts["count"].sum() == 18
+    assert counts["percent"].isna().all()
+    assert "no_cells" in row(out)["flags"]
+    assert row(out)["seconds"]["total"] > 0
+
+
+@pytest.mark.parametrize("chunk_fields", [1, 3, 8])
+def test_cells_do_not_depend_on_how_the_work_is_cut(
+    painted_slide: UPath,
+    out: UPath,
+    tmp_path: Path,
+    make_job: MakeJob,
+    read_tables: ReadTables,
+    threads: Executor,
+    chunk_fields: int,
+) -> None:
+    tiles = TileSettings(tile_px=120, overlap_um=9.0, batch_px=20_000, origin=(37, 11))
+    count_slide(only(painted_slide), make_job(out), threads)
+    other = UPath(tmp_path / "other")
+    count_slide(only(painted_slide), make_job(other, settings=CountSettings(0.7, tiles, chunk_fields)), threads)
+    pd.testing.assert_frame_equal(read_tables(other)["cells"], read_tables(out)["cells"])
+
+
+@pytest.mark.dask
+def test_dask_workers_make_the_same_tables_as_threads(
+    painted_slide: UPath, out: UPath, tmp_path: Path, make_job: MakeJob, read_tables: ReadTables, threads: Executor
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    count_slide(only(painted_slide), make_job(out), threads)
+    options = {"n_workers": 1, "threads_per_worker": 2, "dashboard_address": None, "processes": True}
+    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
+        count_slide(only(painted_slide), make_job(UPath(tmp_path / "dask")), client.get_executor(pure=False))
+    assert_equal(read_tables(UPath(tmp_path / "dask")), read_tables(out))
+
+
+def test_other_processes_make_the_same_tables_as_threads(
+    painted_slide: UPath, out: UPath, tmp_path: Path, make_job: MakeJob, read_tables: ReadTables, threads: Executor
+) -> None:
+    (painted_slide / "broken.png").write_bytes(b"no picture")
+    count_slide(only(painted_slide), make_job(out), threads)
+    with ProcessPoolExecutor(1, get_context("spawn")) as processes:
+        count_slide(only(painted_slide), make_job(UPath(tmp_path / "processes")), processes)
+    assert_equal(read_tables(UPath(tmp_path / "processes")), read_tables(out))
+
+
+def test_slides_and_tables_may_lie_in_memory(
+    painted_slide: UPath,
+    out: UPath,
+    make_slide: MakeSlide,
+    make_job: MakeJob,
+    read_tables: ReadTables,
+    threads: Executor,
+) -> None:
+    root = UPath(f"memory://{uuid4().hex}")
+    slide, job = only(make_slide(root / "slides" / "s1", 3)), make_job(root / "out")
+    try:
+        count_slide(slide, job, threads)
+        count_slide(only(painted_slide), make_job(out), threads)
+        seen, expected = read_tables(root / "out"), read_tables(out)
+        for read in (seen, expected):
+            read["slides"] = read["slides"].drop(columns="count_id")
+        assert_equal(seen, expected)
+        assert is_counted(slide, job)
+        assert not (root / "out" / ".wbc" / "pixels" / "s1.zarr").exists()
+    finally:
+        root.fs.rm(root.path, recursive=True)
+
+
+# A second run
+
+
+def no_field_may_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(*_: object) -> None:
+        raise AssertionError("a field was opened")
+
+    for name in ("field_content", "decode_field", "field_um_per_px"):
+        monkeypatch.setattr(pipeline, name, opened)
+
+
+def test_a_counted_slide_is_known_without_opening_a_field(
+    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slide, job = only(painted_slide), make_job(out)
+    assert not is_counted(slide, job)
+    count_slide(slide, job, threads)
+    no_field_may_be_opened(monkeypatch)
+    assert is_counted(slide, job)
+    assert is_counted(only(painted_slide), make_job(out, keep_pixels=True))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"settings": CountSettings(min_score=0.6, chunk_fields=2)},
+        {"taxonomy": load_taxonomy("wang2021")},
+        {"detector": ModelRef("other", "0" * 64)},
+        {"classifier": ModelRef("other", "0" * 64)},
+        {"force": True},
+        {"verify": True},
+    ],
+)
+def test_another_job_is_another_count(
+    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor, changes: dict[str, Any]
+) -> None:
+    count_slide(only(painted_slide), make_job(out), threads)
+    assert not is_counted(only(painted_slide), make_job(out, **changes))
+
+
+def test_another_scale_given_is_another_count(
+    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor
+) -> None:
+    slide = only(painted_slide)
+    count_slide(slide, make_job(out), threads)
+    assert not is_counted(replace(slide, um_per_px=0.2), make_job(out))
+
+
+def test_fields_added_removed_or_renamed_make_another_count(
+    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor
+) -> None:
+    job = make_job(out)
+    count_slide(only(painted_slide), job, threads)
+    (painted_slide / "f002.png").rename(painted_slide / "f003.png")
+    assert not is_counted(only(painted_slide), job)
+    (painted_slide / "f003.png").unlink()
+    assert not is_counted(only(painted_slide), job)
+    assert count_slide(only(painted_slide), job, threads).n_cells == 11
+
+
+def test_a_touched_field_is_read_again_and_nothing_more(
+    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(out)
+    first = count_slide(only(painted_slide), job, threads)
+    counted_at = row(out)["counted_at"]
+    os.utime(painted_slide.path + "/f001.png", (1, 1))
+    assert not is_counted(only(painted_slide), job)
+    monkeypatch.setattr(pipeline, "detect", None)
+    again = count_slide(only(painted_slide), job, threads)
+    assert (again.status, again.n_fields, again.n_cells) == ("unchanged", first.n_fields, first.n_cells)
+    assert row(out)["counted_at"] == counted_at
+    assert is_counted(only(painted_slide), job)
+
+
+def test_a_changed_field_is_counted_and_the_old_count_kept(
+    painted_slide: UPath, out: UPath, make_slide: MakeSlide, make_job: MakeJob, threads: Executor
+) -> None:
+    job = make_job(out)
+    count_slide(only(painted_slide), job, threads)
+    old = row(out)
+    make_slide(painted_slide, 1, cells=9)
+    assert not is_counted(only(painted_slide), job)
+    assert count_slide(only(painted_slide), job, threads).n_cells == 22
+    assert row(out)["n_cells"] == 22
+    assert [p.name for p in (out / "history").iterdir()] == [old["count_id"]]
+    kept = row(out / "history" / old["count_id"])
+    assert (kept["n_cells"], kept["counted_at"]) == (18, old["counted_at"])
+    assert pd.read_parquet(out.path + "/differentials")["count"].sum() == 22
+
+
+def test_force_counts_again_in_place(painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor) -> None:
+    count_slide(only(painted_slide), make_job(out), threads)
+    counted_at = row(out)["counted_at"]
+    assert count_slide(only(painted_slide), make_job(out, force=True), threads).status == "counted"
+    assert row(out)["counted_at"] > counted_at
+    assert not (out / "history").exists()
+
+
+def test_verify_finds_what_size_and_time_do_not_tell(
+    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor
+) -> None:
+    field = painted_slide / "f000.bmp"
+    Image.open(painted_slide.path + "/f000.png").save(field.path)
+    (painted_slide / "f000.png").unlink()
+    count_slide(only(painted_slide), make_job(out), threads)
+    assert count_slide(only(painted_slide), make_job(out, verify=True), threads).status == "unchanged"
+    status = os.stat(field.path)
+    Image.new("RGB", (320, 240), "white").save(field.path)
+    os.utime(field.path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert is_counted(only(painted_slide), make_job(out))
+    assert count_slide(only(painted_slide), make_job(out, verify=True), threads).n_cells == 13
+
+
+# Pixels
+
+
+def test_pixels_go_unless_they_are_kept(painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor) -> None:
+    count_slide(only(painted_slide), make_job(out), threads)
+    assert not list(Path(out.path).rglob("*.zarr"))
+    for changes in ({"force": True}, {"verify": True}):  # counted, then found unchanged
+        count_slide(only(painted_slide), make_job(out, keep_pixels=True, **changes), threads)
+        group = zarr.open_group(out.path + "/pixels/s1.zarr", mode="r")
+        assert group.attrs["fields"] == ["f000.png", "f001.png", "f002.png"]
+        field = group["00002"]
+        assert isinstance(field, zarr.Array)
+        assert np.array_equal(np.asarray(field[:]), np.asarray(Image.open(painted_slide.path + "/f002.png")))
+
+
+# Scale
+
+
+def test_the_scale_given_is_used_and_recorded(
+    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor
+) -> None:
+    outcome = count_slide(replace(only(painted_slide), um_per_px=0.1), make_job(out), threads)
+    assert outcome.n_cells == 18
+    assert (row(out)["um_per_px"], row(out)["scale_from"]) == (0.1, "given")
+
+
+def test_the_scale_is_read_from_tiff_headers(
+    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor
+) -> None:
+    for path in list(painted_slide.iterdir()):
+        picture = Image.open(path.path)
+        picture.save(path.with_suffix(".tif").path, resolution=40_000.0, resolution_unit="cm")
+        path.unlink()
+    count_slide(only(painted_slide), make_job(out), threads)
+    assert row(out)["um_per_px"] == pytest.approx(0.25)
+    assert row(out)["scale_from"] == "metadata"
+    assert row(out)["n_cells"] == 18
+
+
+def test_the_scale_is_measured_on_red_cells(
+    tmp_path: Path, out: UPath, make_slide: MakeSlide, make_job: MakeJob, threads: Executor
+) -> None:
+    slide = only(make_slide(UPath(tmp_path / "slides" / "s1"), 2, cells=18))
+    count_slide(slide, make_job(out), threads)
+    assert row(out)["um_per_px"] == pytest.approx(7.2 / 35, rel=0.05)
+    assert row(out)["scale_from"] == "red_cells"
+    assert "scale_unknown" not in row(out)["flags"]
+
+
+def test_a_scale_that_nothing_tells_is_flagged(
+    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor
+) -> None:
+    count_slide(only(painted_slide), make_job(out), threads)
+    assert row(out)["um_per_px"] is None or np.isnan(row(out)["um_per_px"])
+    assert row(out)["scale_from"] is None
+    assert "scale_unknown" in row(out)["flags"]
+
+
+# Bad fields and empty slides
+
+
+def test_a_bad_field_costs_itself_alone_and_is_named(
+    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor
+) -> None:
+    whole = (painted_slide / "f001.png").read_bytes()
+    (painted_slide / "a text.jpg").write_bytes(b"dear laboratory")
+    (painted_slide / "empty.png").write_bytes(b"")
+    (painted_slide / "f001.png").write_bytes(whole[: len(whole) // 2])
+    job = make_job(out)
+    outcome = count_slide(only(painted_slide), job, threads)
+    assert [f.field for f in outcome.failed_fields] == ["a text.jpg", "empty.png", "f001.png"]
+    assert all(f.reason for f in outcome.failed_fields)
+    assert (outcome.status, outcome.n_fields, outcome.n_cells) == ("counted", 5, 12)
+    recorded = [(f["field"], f["reason"]) for f in row(out)["failed_fields"]]
+    assert recorded == [(f.field, f.reason) for f in outcome.failed_fields]
+    assert row(out)["n_fields_failed"] == 3
+    assert "fields_failed" in row(out)["flags"]
+    (painted_slide / "f001.png").write_bytes(whole)
+    assert not is_counted(only(painted_slide), job)
+    assert count_slide(only(painted_slide), job, threads).n_cells == 18
+
+
+def test_a_field_that_vanishes_on_the_way_is_named(
+    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor
+) -> None:
+    slide = only(painted_slide)
+    (painted_slide / "f000.png").unlink()
+    outcome = count_slide(slide, make_job(out), threads)
+    assert ([f.field for f in outcome.failed_fields], outcome.n_cells) == (["f000.png"], 13)
+    assert not is_counted(slide, make_job(out))
+
+
+def assert_empty(out: UPath, outcome: SlideOutcome, read: dict[str, pd.DataFrame]) -> None:
+    assert (outcome.status, outcome.n_cells) == ("counted", 0)
+    assert len(read["cells"]) == 0
+    assert (read["differentials"]["count"] == 0).all()
+    assert read["differentials"][["percent", "ci_low", "ci_high"]].isna().all(axis=None)
+    assert "no_cells" in row(out)["flags"]
+
+
+def test_a_slide_of_bad_fields_alone_is_a_row_that_names_them(
+    tmp_path: Path, out: UPath, make_job: MakeJob, read_tables: ReadTables, threads: Executor
+) -> None:
+    (tmp_path / "slides" / "s1").mkdir(parents=True)
+    for name in ("a.jpg", "b.png"):
+        (tmp_path / "slides" / "s1" / name).write_bytes(b"no picture")
+    slide = only(UPath(tmp_path / "slides" / "s1"))
+    outcome = count_slide(slide, make_job(out), threads)
+    assert_empty(out, outcome, read_tables(out))
+    assert [f["field"] for f in row(out)["failed_fields"]] == ["a.jpg", "b.png"]
+    assert is_counted(slide, make_job(out))
+
+
+def test_a_slide_without_an_image_is_a_row_that_says_so(
+    tmp_path: Path, out: UPath, make_job: MakeJob, read_tables: ReadTables, threads: Executor
+) -> None:
+    (tmp_path / "slides" / "s1").mkdir(parents=True)
+    slide = only(UPath(tmp_path / "slides" / "s1"))
+    outcome = count_slide(slide, make_job(out), threads)
+    assert_empty(out, outcome, read_tables(out))
+    assert [f["reason"] for f in row(out)["failed_fields"]] == ["the folder holds no image"]
+    assert is_counted(slide, make_job(out))
+
+
+def test_fields_without_a_cell_are_counted_to_nothing(
+    tmp_path: Path, out: UPath, make_job: MakeJob, read_tables: ReadTables, threads: Executor
+) -> None:
+    (tmp_path / "slides" / "s1").mkdir(parents=True)
+    Image.new("RGB", (320, 240), "white").save(tmp_path / "slides" / "s1" / "white.png")
+    outcome = count_slide(only(UPath(tmp_path / "slides" / "s1")), make_job(out), threads)
+    assert_empty(out, outcome, read_tables(out))
+    assert outcome.failed_fields == ()
+
+
+# White cells
+
+
+@pytest.fixture(scope="module")
+def white(dark_card: ModelCard, tmp_path_factory: pytest.TempPathFactory) -> ModelRef:
+    """The painted cells' detector, calling them white cells."""
+    card = replace(dark_card, classes=("wbc",))
+    folder = tmp_path_factory.mktemp("white")
+    registry.save(folder, models.build(card), card)
+    return registry.resolve(str(folder), "detector")[0]
+
+
+@pytest.mark.parametrize(("threshold", "kind"), [(0.0, "lymphocyte"), (0.99, "unidentified")])
+def test_white_cells_are_named_or_left_unidentified(
+    painted_slide: UPath,
+    out: UPath,
+    tmp_path: Path,
+    make_job: MakeJob,
+    read_tables: ReadTables,
+    threads: Executor,
+    white: ModelRef,
+    threshold: float,
+    kind: str,
+) -> None:
+    card = ModelCard(
+        name="kinds",
+        version="1",
+        task="classifier",
+        builder="crop_classifier",
+        arguments={"backbone": "test_efficientnet"},
+        classes=("monocyte", "lymphocyte"),
+        um_per_px=0.4,
+        input_px=32,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        sha256="",
+        threshold=threshold,
+    )
+    module = models.build(card)
+    with torch.no_grad():  # whatever it sees: four to one for the second
+        module.get_parameter("classifier.weight").zero_()
+        module.get_parameter("classifier.bias").copy_(torch.tensor([0.0, 1.386]))
+    registry.save(tmp_path / "kinds", module, card)
+    classifier = registry.resolve(str(tmp_path / "kinds"), "classifier")[0]
+    count_slide(only(painted_slide), make_job(out, detector=white, classifier=classifier), threads)
+    read = read_tables(out)
+    assert set(read["cells"]["cell_type"]) == {kind}
+    assert read["cells"]["type_score"].to_numpy() == pytest.approx(0.8, abs=0.01)
+    counts = read["differentials"].set_index("cell_type")
+    assert (counts["count"][kind], counts["percent"][kind]) == (18, 100)
+    assert row(out)["n_differential"] == 18
+    assert row(out)["n_unidentified"] == (18 if kind == "unidentified" else 0)
+
+
+def test_without_a_classifier_white_cells_are_unidentified(
+    painted_slide: UPath, out: UPath, make_job: MakeJob, read_tables: ReadTables, threads: Executor, white: ModelRef
+) -> None:
+    count_slide(only(painted_slide), make_job(out, detector=white), threads)
+    cells = read_tables(out)["cells"]
+    assert set(cells["cell_type"]) == {"unidentified"}
+    assert cells["type_score"].isna().all()
+    assert "unidentified_over_10_percent" in row(out)["flags"]
+
+
+def test_the_tables_have_the_columns_that_others_read(
+    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor
+) -> None:
+    count_slide(only(painted_slide), make_job(out), threads)
+    for kind, schema in tables.SCHEMAS.items():
+        assert list(pd.read_parquet(f"{out.path}/{kind}").columns) == schema.names
