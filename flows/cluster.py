@@ -6,6 +6,7 @@ The only place that knows Dask.
 import errno
 import hashlib
 import importlib
+import logging
 import os
 import threading
 import tomllib
@@ -117,7 +118,7 @@ def open_cluster(settings: ClusterSettings, device: str, models: Sequence[ModelR
     """
     from distributed import Client
 
-    with _started(settings, device) as (where, device_there):
+    with _quiet(), _started(settings, device) as (where, device_there):
         # The default client is the one that code of others, in the same process, would pick up unasked.
         try:
             client: Client = Client(where, timeout=CONNECT_SECONDS, set_as_default=False)  # type: ignore[no-untyped-call]
@@ -135,6 +136,18 @@ def open_cluster(settings: ClusterSettings, device: str, models: Sequence[ModelR
 
 
 @contextmanager
+def _quiet() -> Iterator[None]:
+    """Dask's log without what is no news: that workers come is, at its default level, ten lines each."""
+    logger = logging.getLogger("distributed")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
 def _started(settings: ClusterSettings, device: str) -> Iterator[tuple[Any, str]]:
     """What a client connects to, and the device of models there."""
     if settings.scheduler is not None:
@@ -143,6 +156,8 @@ def _started(settings: ClusterSettings, device: str) -> Iterator[tuple[Any, str]
     if settings.cluster_class is None:
         with _this_machine(settings.workers, gpus := visible_gpus(device)) as cluster:
             yield cluster, "cuda" if gpus else "cpu"
+            # On a busy machine workers are slow to leave and are killed then, which is as well.
+            logging.getLogger("distributed").setLevel(logging.ERROR)
         return
     cluster_class = _import_class(settings.cluster_class)
     try:
@@ -161,15 +176,13 @@ def _started(settings: ClusterSettings, device: str) -> Iterator[tuple[Any, str]
 
 def _this_machine(workers: int | None, gpus: Sequence[str]) -> Any:
     """A cluster of worker processes here: one a GPU, else one a core, as memory allows."""
-    import logging
-
     from dask.system import CPU_COUNT
     from distributed import Nanny, Scheduler, SpecCluster
     from distributed.system import MEMORY_LIMIT
 
     n_workers = workers or len(gpus) or max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_BYTES))
     cores = max(1, CPU_COUNT // n_workers)
-    here = {"host": "127.0.0.1", "protocol": "tcp://", "dashboard": False, "dashboard_address": None}
+    here = {"host": "127.0.0.1", "protocol": "tcp://", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
     # A GPU's worker decodes fields on its cores while the GPU computes; a CPU's gives its cores to the model.
     threads, model_threads = (min(cores, MOST_READING_THREADS), 1) if gpus else (1, cores)
     options = here | {

@@ -109,6 +109,7 @@ def count_slides(
             for outcome in count_all(waiting, run):
                 outcomes[outcome.slide_id] = outcome
                 listener.slide_done(outcome)
+    pipeline.remove_leftovers(job.out)
     report = CountReport(tuple(outcomes[slide.slide_id] for slide in found))
     _publish(report, found, job)
     return report

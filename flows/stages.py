@@ -148,6 +148,10 @@ def _outcome(work: Work, run: Run) -> SlideOutcome:
     if not run.job.keep_pixels:
         with suppress(OSError):
             store.remove(run.job.pixels(slide.slide_id))
+    try:
+        pipeline.record_failure(slide, run.job, why)
+    except OSError as unwritten:  # on a full disk, say: then the report alone tells
+        get_run_logger().error("%r: %s", slide.slide_id, reason(unwritten))
     seconds = time.monotonic() - work.began
     return SlideOutcome(slide.slide_id, "failed", len(slide.field_paths), 0, (), seconds, why)
 

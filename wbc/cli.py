@@ -4,10 +4,13 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 # Exit statuses beside 0.
 WRONG_USAGE, NOT_ALL_COUNTED, INTERRUPTED = 2, 3, 130
+STOP_SECONDS = 15.0
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 train = typer.Typer(no_args_is_help=True)
@@ -120,10 +124,10 @@ def count(
         "annotate": annotate,
     }
     try:
-        with _usage_errors():
+        with _usage_errors(), _stopping_soon():
+            _check_early(slides, taxonomy)
             report = _run_count(parameters, verbose)
     except KeyboardInterrupt:
-        typer.echo("wbc: interrupted; the same command goes on where this one stopped", err=True)
         raise typer.Exit(INTERRUPTED) from None
     _print_count(report, out, as_json)
 
@@ -137,6 +141,38 @@ def _prepare_prefect(verbose: bool) -> None:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 
+@contextmanager
+def _stopping_soon() -> Iterator[None]:
+    """Within, Ctrl-C ends the process when the cluster is closed, and after STOP_SECONDS at the latest.
+
+    It ends Prefect's private server too, for whose answer Prefect would wait for minutes.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        typer.echo("wbc: interrupted; the same command goes on where this one stopped", err=True)
+        last = threading.Timer(STOP_SECONDS, os._exit, [INTERRUPTED])
+        last.daemon = True
+        last.start()
+        signal.default_int_handler(number, frame)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _check_early(slides: str, taxonomy: str) -> None:
+    """Raises ValueError for the likeliest slips, before a count's libraries are loaded, which takes long."""
+    from upath import UPath
+
+    from wbc.taxonomy import load_taxonomy
+
+    if not UPath(slides).is_dir():
+        raise ValueError(f"no such folder of slides: {slides}")
+    load_taxonomy(taxonomy)
+
+
 def _run_count(parameters: dict[str, Any], verbose: bool) -> "CountReport":
     from rich.console import Console
 
@@ -146,25 +182,35 @@ def _run_count(parameters: dict[str, Any], verbose: bool) -> "CountReport":
         from flows.listening import listening
         from wbc.report import LogLines, ProgressBar
 
-    if not verbose:
-        _show_warnings(console)
-    if verbose or not console.is_terminal:
+    if verbose:
         with listening(LogLines(console)):
-            return count_slides(**parameters)
-    with ProgressBar(console) as bar, listening(bar):
-        return count_slides(**parameters)
+            report: CountReport = count_slides(**parameters)
+    elif console.is_terminal:
+        with _warnings_on(console), ProgressBar(console) as bar, listening(bar):
+            report = count_slides(**parameters)
+    else:
+        with _warnings_on(console), listening(LogLines(console)):
+            report = count_slides(**parameters)
+    return report
 
 
-def _show_warnings(console: "Console") -> None:
-    """What wbc itself warns of, a line each: Prefect's handler, which is silenced, would have shown it."""
+@contextmanager
+def _warnings_on(console: "Console") -> Iterator[None]:
+    """Within, what wbc warns of is a line on the console: Prefect's handler, which is silenced, would have shown it."""
     from rich.text import Text
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             console.print(Text(f"{record.levelname.lower()}: {record.getMessage()}", style="yellow"), soft_wrap=True)
 
-    logger = logging.getLogger("wbc")
-    logger.handlers, logger.propagate = [Lines(logging.WARNING)], False
+    logger, lines = logging.getLogger("wbc"), Lines(logging.WARNING)
+    logger.addHandler(lines)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(lines)
+        logger.propagate = True
 
 
 def _print_count(report: "CountReport", out: str, as_json: bool) -> None:
@@ -287,7 +333,7 @@ def _usage_errors() -> Iterator[None]:
     except OSError as error:
         reason = f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error)
         _refuse(reason, error)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         _refuse(str(error), error)
 
 

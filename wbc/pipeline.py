@@ -349,6 +349,7 @@ def _commit(
     scale_from: ScaleFrom | None,
     job: Job,
     began: float,
+    flags: tuple[str, ...] = (),
 ) -> SlideRow:
     slide_id = ingested.slide.slide_id
     names = [p.name for p in ingested.slide.field_paths]
@@ -363,7 +364,8 @@ def _commit(
         np.concatenate([np.zeros(0, np.float32), *(c.scores for c in counted)]),
         np.concatenate([np.zeros(0, np.float32), *(c.type_scores for c in counted)]),
     )
-    unscaled = ("scale_unknown",) if um_per_px is None and names else ()
+    if um_per_px is None and names:
+        flags = (*flags, "scale_unknown")
     row = SlideRow(
         slide_id=slide_id,
         count_id=ingested.count_id,
@@ -380,7 +382,7 @@ def _commit(
         me_low=result.me_low,
         me_high=result.me_high,
         nrbc_per_100_wbc=result.nrbc_per_100_wbc,
-        flags=result.flags + unscaled,
+        flags=result.flags + flags,
         detector=f"{job.detector.reference}@{job.detector.sha256[:12]}",
         classifier=f"{job.classifier.reference}@{job.classifier.sha256[:12]}" if job.classifier else None,
         taxonomy=job.taxonomy.name,

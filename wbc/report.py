@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,10 +18,12 @@ from rich.table import Table
 from rich.text import Text
 from upath import UPath
 
-from wbc.pipeline import SlideOutcome
 from wbc.tables import FailedField, SlideRow, read_slide_row, table_path
 from wbc.taxonomy import load_taxonomy, shipped_taxonomies
 from wbc.types import DifferentialRow
+
+if TYPE_CHECKING:
+    from wbc.pipeline import SlideOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ def report_json(report: SlideReport) -> dict[str, Any]:
     return finite | {"differential": [asdict(kind) for kind in report.kinds]}
 
 
-def outcome_json(outcome: SlideOutcome, report: SlideReport | None) -> dict[str, Any]:
+def outcome_json(outcome: "SlideOutcome", report: SlideReport | None) -> dict[str, Any]:
     """What became of a slide, with its count where there is one: `status` and `reason` beside `report_json`'s keys."""
     became = {"slide_id": outcome.slide_id, "status": outcome.status, "reason": outcome.reason}
     return became | (report_json(report) if report else {})
@@ -87,26 +89,27 @@ def report_table(report: SlideReport) -> RenderableType:
     for kind in report.kinds:
         if kind.percent is None and kind.count:
             table.add_row(_words(kind.cell_type), f"{kind.count:,}", "", "beside", style="dim")
-    lines: list[RenderableType] = [table, *(Text(f"{name:<10}{value}") for name, value in _ratios(row))]
+    lines: list[RenderableType] = [table, *(Text(f"{name:<10}{value}") for name, value in _facts(row))]
     if row.flags:
         lines.append(Text(f"{'flags':<10}{', '.join(row.flags)}", style="yellow"))
     lines += [Text(f"{'failed':<10}{failed_line(f)}", style="red") for f in row.failed_fields]
-    return Group(_headline(row), Padding(Group(*lines), (0, 0, 1, 2)))
+    return Group(_headline(row), Padding(Group(*lines), (0, 0, 1, 2), expand=False))
 
 
 def _headline(row: SlideRow) -> Text:
-    scale = "scale unknown" if row.um_per_px is None else f"{row.um_per_px:.4g} µm/px ({_words(row.scale_from or '')})"
-    read = f"{row.n_fields - row.n_fields_failed} of {row.n_fields} fields"
-    facts = f"  {read} · {row.n_differential:,} cells in the differential ({row.taxonomy}) · {scale}"
+    read = f"{row.n_fields - row.n_fields_failed} of {_number(row.n_fields, 'field')}"
+    facts = f"  {read} · {_number(row.n_differential, 'cell')} in the differential · {row.taxonomy}"
     return Text.assemble((printable(row.slide_id), "bold"), facts)
 
 
-def _ratios(row: SlideRow) -> Iterable[tuple[str, str]]:
+def _facts(row: SlideRow) -> Iterable[tuple[str, str]]:
     if row.nrbc_per_100_wbc:
         yield "NRBC", f"{row.nrbc_per_100_wbc:.1f} per 100 white cells"
     if row.me_low is not None and row.me_high is not None:
         ratio = "undefined" if row.me_ratio is None else f"{row.me_ratio:.2f}"
         yield "M:E", f"{ratio} ({row.me_low:.2f} – {row.me_high:.2f})"
+    if row.um_per_px is not None:
+        yield "scale", f"{row.um_per_px:.3g} µm/px ({_words(row.scale_from or '')})"
 
 
 def _depths(report: SlideReport) -> dict[str, int]:
@@ -119,7 +122,7 @@ def _depths(report: SlideReport) -> dict[str, int]:
     return {t.name: len(taxonomy.ancestors(t.name)) for t in taxonomy.cell_types}
 
 
-def failures(outcome: SlideOutcome) -> list[str]:
+def failures(outcome: "SlideOutcome") -> list[str]:
     """One line for each thing that could not be counted of a slide, named with its reason."""
     slide = printable(outcome.slide_id)
     lines = [f"{slide}: not counted: {printable(outcome.reason)}"] if outcome.status == "failed" else []
@@ -136,6 +139,10 @@ def printable(text: str) -> str:
     return text if text.isprintable() else repr(text)[1:-1]
 
 
+def _number(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def _words(name: str) -> str:
     return name.replace("_", " ")
 
@@ -148,14 +155,14 @@ class LogLines:
 
     def slides_found(self, n_slides: int, n_fields: int) -> None:
         """The count begins."""
-        self._line(f"{n_slides:,} slides with {n_fields:,} fields")
+        self._line(f"{_number(n_slides, 'slide')} with {_number(n_fields, 'field')}")
 
     def fields_done(self, n_fields: int, n_cells: int) -> None:
         """Not worth a line."""
 
-    def slide_done(self, outcome: SlideOutcome) -> None:
+    def slide_done(self, outcome: "SlideOutcome") -> None:
         """A slide is counted, unchanged or failed."""
-        facts = f"{outcome.n_fields:,} fields, {outcome.n_cells:,} cells, {outcome.seconds:.1f} s"
+        facts = f"{_number(outcome.n_fields, 'field')}, {_number(outcome.n_cells, 'cell')}, {outcome.seconds:.1f} s"
         if outcome.failed_fields:
             facts += f", {len(outcome.failed_fields)} failed"
         if outcome.status == "failed":
@@ -209,7 +216,7 @@ class ProgressBar:
             rate = self._cells / max(1e-3, time.monotonic() - self._began)
             self._bar.update(self._fields, advance=n_fields, rate=f"{rate:,.0f} cells/s")
 
-    def slide_done(self, outcome: SlideOutcome) -> None:
+    def slide_done(self, outcome: "SlideOutcome") -> None:
         """A slide is done; fields that need no counting, or cannot be counted, are done with it."""
         silent = (
             outcome.n_fields if outcome.status == "unchanged" else sum(bool(f.field) for f in outcome.failed_fields)

@@ -146,13 +146,14 @@ def test_a_run_that_ends_between_two_writes_is_made_good_by_the_next(
     rename, calls = os.replace, iter(range(100))
 
     def interrupted(source: str, target: str) -> None:
-        if next(calls) == at:
+        if ".zarr" not in str(target) and next(calls) == at:
             raise KeyboardInterrupt
         rename(source, target)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(os, "replace", interrupted)
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         count_slide(slide, job, threads)
+    monkeypatch.undo()
     assert not is_counted(slide, job)
     remove_leftovers(job.out)
     assert count_slide(slide, job, threads).status == "counted"
@@ -175,7 +176,7 @@ for at, out in enumerate(outs):
         rename, calls = os.replace, iter(range(100))
 
         def killed(source, target):
-            if next(calls) == at:
+            if ".zarr" not in str(target) and next(calls) == at:
                 os.kill(os.getpid(), signal.SIGKILL)
             rename(source, target)
 
@@ -246,9 +247,10 @@ def test_a_worker_that_fails_once_fails_the_slide_and_a_second_try_counts_it(
         raise RuntimeError("the GPU fell off the bus")
 
     ingested = ingest(slide, job, threads)
-    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="fell off the bus"):
-        patched.setattr(pipeline, "detect", broken)
+    monkeypatch.setattr(pipeline, "detect", broken)
+    with pytest.raises(RuntimeError, match="fell off the bus"):
         count(ingested, job, threads)
+    monkeypatch.undo()
     assert tables_of(job.out) == before
     count(ingested, job, threads)
     assert_as_undisturbed(job.out, undisturbed, read_tables)

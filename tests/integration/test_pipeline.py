@@ -309,8 +309,8 @@ def test_a_scale_that_nothing_tells_is_flagged(
     painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor
 ) -> None:
     count_slide(only(painted_slide), make_job(out), threads)
-    assert row(out)["um_per_px"] is None or np.isnan(row(out)["um_per_px"])
-    assert row(out)["scale_from"] is None
+    assert pd.isna(row(out)["um_per_px"])
+    assert pd.isna(row(out)["scale_from"])
     assert "scale_unknown" in row(out)["flags"]
 
 

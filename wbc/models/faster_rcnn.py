@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import timm
@@ -24,7 +25,8 @@ class FasterRCNNSettings:
     Anchors follow the cells at 0.2 µm/px, two sizes a pyramid level and square, as cells are round: platelets 2-4 µm,
     red cells 6-8 µm, white cells 12-18 µm, megakaryocytes beyond.
     Proposals are limited by `lowest_objectness` rather than by number, which would lose cells in crowded fields;
-    `most_proposals` bounds a tile of 1024x1024 px, level by level and in all.
+    `most_proposals` bounds a tile of 1024x1024 px, level by level and in all. Proposals that overlap by `proposal_iou`
+    are one: cells hide each other less than things in photographs do.
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -34,17 +36,35 @@ class FasterRCNNSettings:
     proposals_in_training: int = 1000
     most_proposals: int = 4000
     lowest_objectness: float = 0.02
+    proposal_iou: float = 0.5
     nms_iou: float = 0.5
+
+
+@cache
+def has_bfloat16(device_type: str) -> bool:
+    """Whether bfloat16 is faster than float32: on a GPU from Ampere on, on a CPU with AVX-512 BF16 or AMX."""
+    if device_type == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+def half_precision(part: "PyramidBackbone | BoxHead", device: torch.device) -> torch.autocast:
+    """The autocast that `part` runs under on `device`; in training its caller's, unless `part` says otherwise."""
+    wanted = part.half_precision
+    if wanted is None:
+        wanted = torch.is_autocast_enabled(device.type) if part.training else has_bfloat16(device.type)
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
 
 
 class PyramidBackbone(nn.Module):
     """A timm feature extractor under a feature pyramid, one map a stride (4, 8, 16, 32).
 
-    Runs under bfloat16 autocast where `half_precision` is set and hands float32 on: boxes decoded in bfloat16 would
-    move by whole pixels.
+    Out of training it runs under bfloat16 autocast where that pays and hands float32 on: boxes decoded in bfloat16
+    would move by whole pixels. `half_precision` set to False or True overrules.
     """
 
-    half_precision = False
+    half_precision: bool | None = None
 
     def __init__(self, name: str, channels: int, *, pretrained: bool) -> None:
         super().__init__()
@@ -55,7 +75,7 @@ class PyramidBackbone(nn.Module):
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Pixels float (B,3,H,W) -> maps float32 (B,C,H/s,W/s), keyed "0" (stride 4) to "3" (stride 32)."""
-        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.half_precision):
+        with half_precision(self, pixels.device):
             maps = self.body(pixels.contiguous(memory_format=torch.channels_last))
             maps = self.fpn(OrderedDict((str(level), m) for level, m in enumerate(maps)))
         return {level: m.float() for level, m in maps.items()}
@@ -70,13 +90,13 @@ class AsItIs(GeneralizedRCNNTransform):  # type: ignore[misc]
 
 
 class BoxHead(TwoMLPHead):  # type: ignore[misc]
-    """Two fully connected layers over a pooled region, in bfloat16 where `half_precision` is set."""
+    """Two fully connected layers over a pooled region, in bfloat16 as `PyramidBackbone` is."""
 
-    half_precision = False
+    half_precision: bool | None = None
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Pooled float32 (R,C,7,7) -> features float32 (R,head_width)."""
-        with torch.autocast(pooled.device.type, torch.bfloat16, enabled=self.half_precision):
+        with half_precision(self, pooled.device):
             features: Tensor = super().forward(pooled)
         return features.float()
 
@@ -109,6 +129,7 @@ def build(
         rpn_pre_nms_top_n_test=settings.most_proposals,
         rpn_post_nms_top_n_test=settings.most_proposals,
         rpn_score_thresh=settings.lowest_objectness,
+        rpn_nms_thresh=settings.proposal_iou,
         box_roi_pool=pool,
         box_head=head,
         box_predictor=FastRCNNPredictor(settings.head_width, n_classes + 1),

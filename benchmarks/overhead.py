@@ -1,0 +1,187 @@
+"""What counting costs beyond the models: CPU-seconds a field of the whole run minus the models alone on the same tiles.
+
+The first run records every tensor that reaches the models; then whole runs and bare loops over these tensors, held in
+memory, take turns. One executor thread, one torch thread, the slide's scale given.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+from upath import UPath
+
+from benchmarks.common import Claim, Report, Row, cpu_of, long_slide, parser, show, stub_detector
+from wbc import differential, registry, slides, store, tables
+from wbc.classify import classify
+from wbc.detect import detect, rescale
+from wbc.pipeline import Job, count_slide
+from wbc.registry import LoadedModel
+from wbc.taxonomy import GENERIC, load_taxonomy
+from wbc.types import FieldKey, Slide
+
+BAR_CPU_SECONDS = 0.15
+DEVICE = "cpu"
+
+
+@dataclass(slots=True)
+class Calls:
+    """A module's calls in order: what went in and what came out."""
+
+    module: nn.Module
+    inputs: list[Any] = field(default_factory=list)
+    outputs: list[Any] = field(default_factory=list)
+
+    def replay(self) -> None:
+        """Call the module again with every input."""
+        with torch.inference_mode():
+            for given in self.inputs:
+                self.module(given)
+
+
+class Recorded(nn.Module):
+    """Stands for a module and answers its recorded calls, at no cost, so that what is around it can be timed alone."""
+
+    def __init__(self, outputs: list[Any]) -> None:
+        super().__init__()
+        self.outputs = iter(outputs)
+
+    def forward(self, _given: Any) -> Any:
+        """The next recorded answer."""
+        return next(self.outputs)
+
+
+@contextmanager
+def recording(module: nn.Module) -> Iterator[Calls]:
+    """Within, the calls of `module` are kept."""
+    calls = Calls(module)
+
+    def keep(_module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        calls.inputs.append(given[0])
+        calls.outputs.append(output)
+
+    handle = module.register_forward_hook(keep)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def measure(slide: Slide, job: Job, rounds: int, import_seconds: float) -> Report:
+    """The overhead a field, the median of `rounds`, and its parts."""
+    n = len(slide.field_paths)
+
+    def whole() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            count_slide(slide, job, executor)
+
+    refs = [ref for ref in (job.detector, job.classifier) if ref is not None]
+    loaded, load_seconds = cpu_of(lambda: [registry.load(ref, DEVICE) for ref in refs])
+    with recording(loaded[0].module) as found, recording(loaded[-1].module) as named:
+        _, first = cpu_of(whole)
+    models = [found, named][: len(loaded)]
+    wholes, bares = [], []
+    for _ in range(rounds):
+        wholes.append(cpu_of(whole)[1] / n)
+        bares.append(sum(cpu_of(calls.replay)[1] for calls in models) / n)
+    overhead = median(w - b for w, b in zip(wholes, bares, strict=True))
+    parts = _parts(slide, job, [replace(m, module=Recorded(c.outputs)) for m, c in zip(loaded, models, strict=True)])
+    parts.append({"part": "rest: executor, zarr's and torch's threads, memory", "CPU-s a field": overhead - _sum(parts)})
+    startup = {"imports": import_seconds, "models": load_seconds, "first run, beyond a later one": first - n * wholes[0]}
+    return Report(
+        "Cost beyond the models",
+        [Claim(f"overhead of {n} fields", overhead, "CPU-s a field", at_most=BAR_CPU_SECONDS)],
+        {
+            "Whole run and bare models": [
+                {"round": i + 1, "whole": w, "models": b, "overhead": w - b}
+                for i, (w, b) in enumerate(zip(wholes, bares, strict=True))
+            ],
+            "Where it goes": parts,
+            "Start-up, CPU-s once": [{"part": k, "CPU-s": v} for k, v in startup.items()],
+        },
+    )
+
+
+def _sum(parts: list[Row]) -> float:
+    return sum(float(row["CPU-s a field"]) for row in parts)
+
+
+def _parts(slide: Slide, job: Job, models: list[LoadedModel]) -> list[Row]:
+    """CPU-seconds a field of each step of a count by itself, the models answering from memory."""
+    n, group = len(slide.field_paths), UPath(job.out / "parts.zarr")
+    keys = [FieldKey(slide.slide_id, i) for i in range(n)]
+    seconds: dict[str, float] = {}
+
+    def timed(part: str, work: Callable[[], Any]) -> Any:
+        result, spent = cpu_of(work)
+        seconds[part] = seconds.get(part, 0.0) + spent / n
+        return result
+
+    timed("store: create and remove", lambda: store.create(group, slide))
+    scale = slide.um_per_px or models[0].card.um_per_px
+    settings = job.settings
+    for key, path in zip(keys, slide.field_paths, strict=True):
+        content = timed("read and digest", lambda path=path: slides.field_content(path))
+        timed("read and digest", lambda content=content: (slides.digest(content), slides.field_um_per_px(path)))
+        pixels = timed("decode", lambda path=path, content=content: slides.decode_field(path.name, content))
+        timed("store: write", lambda key=key, pixels=pixels: store.write_field(group, key, pixels))
+        pixels = timed("store: read", lambda key=key: store.read_field(group, key))
+        _, resize = cpu_of(lambda pixels=pixels: rescale(pixels, scale / models[0].card.um_per_px))
+        seconds["scale"] = seconds.get("scale", 0.0) + resize / n
+        (cells,) = timed(
+            "tile, tensors, merge",
+            lambda pixels=pixels: detect([pixels], models[0], scale, settings.min_score, settings.tiles),
+        )
+        if job.classifier is not None and GENERIC in models[0].card.classes:
+            white = cells.boxes[cells.labels == models[0].card.classes.index(GENERIC) + 1]
+            timed("crop", lambda pixels=pixels, white=white: classify(pixels, white, scale, models[1]))
+    seconds["tile, tensors, merge"] -= seconds["scale"]
+    timed("store: create and remove", lambda: store.remove(group))
+    timed("count and tables", lambda: _write_tables(slide, job))
+    return [{"part": part, "CPU-s a field": spent} for part, spent in seconds.items()]
+
+
+def _write_tables(slide: Slide, job: Job) -> None:
+    """Count the slide's cells again and commit them, from the tables of the last run."""
+    found = pq.read_table(tables.table_path(job.out, "cells", slide.slide_id).path)
+    sides = np.stack([found[side].to_numpy() for side in ("x0", "y0", "x1", "y1")], 1)
+    types = found["cell_type"].to_pylist()
+    scores = [found[name].to_numpy() for name in ("score", "type_score")]
+    result = differential.count(types, job.taxonomy, 0)
+    cells = tables.cells_table(slide.slide_id, found["field"].to_pylist(), sides, types, scores[0], scores[1])
+    row = tables.read_slide_row(job.out, slide.slide_id)
+    tables.commit(job.out, cells, tables.differentials_table(slide.slide_id, result), row)
+
+
+def main() -> None:
+    """The command line."""
+    import_seconds = time.process_time()
+    command = parser(__doc__ or "")
+    command.add_argument("--data", type=Path, help="folder of labelled slides; rendered ones where it is not given")
+    command.add_argument("--detector", help="default: a stub")
+    command.add_argument("--classifier", help="default: none")
+    command.add_argument("--fields", type=int, default=20)
+    command.add_argument("--rounds", type=int, default=3)
+    command.add_argument("--size", type=int, nargs=2, default=[1920, 2560], metavar=("HEIGHT", "WIDTH"))
+    chosen = command.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        slide = long_slide(folder, chosen.fields, chosen.data, *chosen.size)
+        ref = registry.resolve(chosen.detector, "detector")[0] if chosen.detector else stub_detector(folder / "stub")
+        classifier = registry.resolve(chosen.classifier, "classifier")[0] if chosen.classifier else None
+        job = Job(UPath(folder / "out"), ref, classifier, load_taxonomy("blood"), device=DEVICE, force=True)
+        show(measure(slide, job, chosen.rounds, import_seconds), as_json=chosen.json)
+
+
+if __name__ == "__main__":
+    main()
