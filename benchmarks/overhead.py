@@ -6,10 +6,12 @@ memory, take turns. One executor thread, one torch thread, the slide's scale giv
 
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -86,16 +88,15 @@ def measure(slide: Slide, job: Job, rounds: int, import_seconds: float) -> Repor
 
     refs = [ref for ref in (job.detector, job.classifier) if ref is not None]
     loaded, load_seconds = cpu_of(lambda: [registry.load(ref, DEVICE) for ref in refs])
-    with recording(loaded[0].module) as found, recording(loaded[-1].module) as named:
+    with ExitStack() as recordings:
+        models = [recordings.enter_context(recording(model.module)) for model in loaded]
         _, first = cpu_of(whole)
-    models = [found, named][: len(loaded)]
     wholes, bares = [], []
     for _ in range(rounds):
         wholes.append(cpu_of(whole)[1] / n)
         bares.append(sum(cpu_of(calls.replay)[1] for calls in models) / n)
     overhead = median(w - b for w, b in zip(wholes, bares, strict=True))
-    parts = _parts(slide, job, [replace(m, module=Recorded(c.outputs)) for m, c in zip(loaded, models, strict=True)])
-    parts.append({"part": "rest: executor, zarr's and torch's threads, memory", "CPU-s a field": overhead - _sum(parts)})
+    recorded = [replace(m, module=Recorded(c.outputs)) for m, c in zip(loaded, models, strict=True)]
     startup = {"imports": import_seconds, "models": load_seconds, "first run, beyond a later one": first - n * wholes[0]}
     return Report(
         "Cost beyond the models",
@@ -105,49 +106,43 @@ def measure(slide: Slide, job: Job, rounds: int, import_seconds: float) -> Repor
                 {"round": i + 1, "whole": w, "models": b, "overhead": w - b}
                 for i, (w, b) in enumerate(zip(wholes, bares, strict=True))
             ],
-            "Where it goes": parts,
+            "Step by step (with fresh memory for each step, so more in sum)": _parts(slide, job, recorded),
             "Start-up, CPU-s once": [{"part": k, "CPU-s": v} for k, v in startup.items()],
         },
     )
 
 
-def _sum(parts: list[Row]) -> float:
-    return sum(float(row["CPU-s a field"]) for row in parts)
-
-
 def _parts(slide: Slide, job: Job, models: list[LoadedModel]) -> list[Row]:
-    """CPU-seconds a field of each step of a count by itself, the models answering from memory."""
-    n, group = len(slide.field_paths), UPath(job.out / "parts.zarr")
-    keys = [FieldKey(slide.slide_id, i) for i in range(n)]
-    seconds: dict[str, float] = {}
+    """CPU-seconds a field of each step of a count by itself (the median field), the models answering from memory."""
+    group = UPath(job.out / "parts.zarr")
+    spent: dict[str, list[float]] = defaultdict(list)
 
     def timed(part: str, work: Callable[[], Any]) -> Any:
-        result, spent = cpu_of(work)
-        seconds[part] = seconds.get(part, 0.0) + spent / n
+        result, seconds = cpu_of(work)
+        spent[part].append(seconds)
         return result
 
-    timed("store: create and remove", lambda: store.create(group, slide))
+    store.create(group, slide)
     scale = slide.um_per_px or models[0].card.um_per_px
     settings = job.settings
-    for key, path in zip(keys, slide.field_paths, strict=True):
-        content = timed("read and digest", lambda path=path: slides.field_content(path))
-        timed("read and digest", lambda content=content: (slides.digest(content), slides.field_um_per_px(path)))
-        pixels = timed("decode", lambda path=path, content=content: slides.decode_field(path.name, content))
-        timed("store: write", lambda key=key, pixels=pixels: store.write_field(group, key, pixels))
-        pixels = timed("store: read", lambda key=key: store.read_field(group, key))
-        _, resize = cpu_of(lambda pixels=pixels: rescale(pixels, scale / models[0].card.um_per_px))
-        seconds["scale"] = seconds.get("scale", 0.0) + resize / n
-        (cells,) = timed(
-            "tile, tensors, merge",
-            lambda pixels=pixels: detect([pixels], models[0], scale, settings.min_score, settings.tiles),
-        )
+    for i, path in enumerate(slide.field_paths):
+        key = FieldKey(slide.slide_id, i)
+        content = timed("read", partial(slides.field_content, path))
+        timed("digest", partial(slides.digest, content))
+        pixels = timed("decode", partial(slides.decode_field, path.name, content))
+        timed("store: write", partial(store.write_field, group, key, pixels))
+        pixels = timed("store: read", partial(store.read_field, group, key))
+        timed("scale", partial(rescale, pixels, scale / models[0].card.um_per_px))
+        look = partial(detect, [pixels], models[0], scale, settings.min_score, settings.tiles)
+        (cells,) = timed("tile, tensors, merge", look)
+        spent["tile, tensors, merge"][-1] -= spent["scale"][-1]
         if job.classifier is not None and GENERIC in models[0].card.classes:
             white = cells.boxes[cells.labels == models[0].card.classes.index(GENERIC) + 1]
-            timed("crop", lambda pixels=pixels, white=white: classify(pixels, white, scale, models[1]))
-    seconds["tile, tensors, merge"] -= seconds["scale"]
-    timed("store: create and remove", lambda: store.remove(group))
-    timed("count and tables", lambda: _write_tables(slide, job))
-    return [{"part": part, "CPU-s a field": spent} for part, spent in seconds.items()]
+            timed("crop", partial(classify, pixels, white, scale, models[1]))
+    rows: list[Row] = [{"part": part, "CPU-s a field": median(seconds)} for part, seconds in spent.items()]
+    n = len(slide.field_paths)
+    _, tables_seconds = cpu_of(lambda: _write_tables(slide, job))
+    return [*rows, {"part": "count and tables", "CPU-s a field": tables_seconds / n}]
 
 
 def _write_tables(slide: Slide, job: Job) -> None:

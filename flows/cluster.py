@@ -188,7 +188,7 @@ def _this_machine(workers: int | None, gpus: Sequence[str]) -> Any:
     options = here | {
         "nthreads": threads,
         "memory_limit": int(0.9 * MEMORY_LIMIT / n_workers),
-        "silence_logs": logging.WARNING,
+        "silence_logs": logging.CRITICAL,  # a call's errors come back with it; the rest is told by the nanny, here
         "resources": {"GPU": 1} if gpus else None,
     }
     # Threads that spin while they wait for others take the cores from the other workers.

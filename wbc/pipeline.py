@@ -66,7 +66,7 @@ class Job:
     keep_pixels: bool = False
 
     def pixels(self, slide_id: str) -> UPath:
-        """The Zarr group that holds a slide's pixels while it is counted, among the temporaries unless they are kept."""
+        """The Zarr group of a slide's pixels while it is counted, among the temporaries unless they are kept."""
         return (self.out if self.keep_pixels else self.out / ".wbc") / "pixels" / f"{slide_id}.zarr"
 
 

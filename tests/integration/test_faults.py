@@ -193,6 +193,7 @@ for at, out in enumerate(outs):
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_two_writes_is_made_good_by_the_next(
     recount: tuple[Slide, Job],
     undisturbed: UPath,

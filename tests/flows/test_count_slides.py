@@ -1,0 +1,357 @@
+"""The count-slides flow: its tables, what it tells, what it does about bad slides, workers that die and second runs."""
+
+import errno
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pandas as pd
+import pytest
+from distributed import Client, LocalCluster
+from PIL import Image
+from upath import UPath
+
+from flows import count_slides as flow_module
+from flows import stages
+from flows.count_slides import CountReport, NothingCounted, listening
+from wbc import models, pipeline, registry
+from wbc.pipeline import SlideOutcome
+from wbc.types import ModelCard
+
+pytestmark = pytest.mark.dask
+
+RunFlow = Callable[..., CountReport]
+Tables = dict[str, pd.DataFrame]
+CountedOnThreads = Callable[[UPath, UPath], Tables]
+
+
+class Notes:
+    """A listener that remembers."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[int, int]] = []
+        self.fields: list[tuple[int, int]] = []
+        self.done: list[SlideOutcome] = []
+
+    def slides_found(self, n_slides: int, n_fields: int) -> None:
+        self.found.append((n_slides, n_fields))
+
+    def fields_done(self, n_fields: int, n_cells: int) -> None:
+        self.fields.append((n_fields, n_cells))
+
+    def slide_done(self, outcome: SlideOutcome) -> None:
+        self.done.append(outcome)
+
+
+@pytest.fixture
+def slides(tmp_path: Path, make_slide: Callable[[UPath, int], UPath]) -> UPath:
+    """A slide of nine fields (two chunks), one of two of which one is a text, and a folder without images."""
+    root = UPath(tmp_path / "slides")
+    make_slide(root / "long", 9)
+    make_slide(root / "mixed", 2)
+    (root / "mixed" / "notes [1].jpg").write_text("no picture")
+    (root / "empty").mkdir()
+    return root
+
+
+def assert_equal(found: Tables, expected: Tables) -> None:
+    for kind, table in expected.items():
+        pd.testing.assert_frame_equal(found[kind], table)
+
+
+def statuses(report: CountReport) -> dict[str, str]:
+    return {outcome.slide_id: outcome.status for outcome in report.outcomes}
+
+
+def newest_artifact() -> list[dict[str, Any]]:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        (artifact,) = client.read_latest_artifacts(limit=1)
+    assert artifact.key == "count-slides"
+    rows: list[dict[str, Any]] = json.loads(str(artifact.data))
+    return rows
+
+
+def test_flow_counts_as_the_library_alone_does_and_tells_it(
+    slides: UPath,
+    tmp_path: Path,
+    run_flow: RunFlow,
+    counted_on_threads: CountedOnThreads,
+    read_tables: Callable[[UPath], Tables],
+    temporaries: Callable[[UPath], list[str]],
+) -> None:
+    out, notes = UPath(tmp_path / "out"), Notes()
+    with listening(notes):
+        report = run_flow(slides, out)
+
+    assert_equal(read_tables(out), counted_on_threads(slides, UPath(tmp_path / "expected")))
+    assert temporaries(out) == []
+    assert statuses(report) == {"empty": "counted", "long": "counted", "mixed": "counted"}
+    assert [o.slide_id for o in report.failed] == ["empty", "mixed"]
+    assert notes.found == [(3, 12)]
+    assert sorted(notes.done, key=lambda o: o.slide_id) == list(report.outcomes)
+    # Fields hold 5, 6, 7 … cells.
+    assert sorted(notes.fields) == [(1, 13), (2, 11), (8, sum(range(5, 13)))]
+
+    rows = {row["slide"]: row for row in newest_artifact()}
+    assert (rows["long"]["status"], rows["long"]["cells"], rows["long"]["fields"]) == ("counted", sum(range(5, 14)), 9)
+    address = f"file://{slides.path}/mixed/notes%20%5B1%5D.jpg"
+    assert rows["mixed"]["what failed"] == f"[notes \\[1\\].jpg](<{address}>): is no JPEG, PNG, TIFF or BMP image"
+    assert rows["mixed"]["failed fields"] == 1
+    assert "fields_failed" in rows["mixed"]["flags"]
+    assert rows["empty"]["what failed"] == "the folder holds no image"
+
+
+def test_second_run_opens_no_field_and_starts_no_cluster(
+    slides: UPath, tmp_path: Path, run_flow: RunFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, notes = UPath(tmp_path / "out"), Notes()
+    first = run_flow(slides, out)
+
+    def forbidden(*_: Any) -> Any:
+        raise AssertionError("this is not needed")
+
+    monkeypatch.setattr(flow_module, "open_cluster", forbidden)
+    monkeypatch.setattr(pipeline, "field_content", forbidden)
+    with listening(notes):
+        second = run_flow(slides, out)
+    assert statuses(second) == {"empty": "unchanged", "long": "unchanged", "mixed": "unchanged"}
+    assert [o.n_cells for o in second.outcomes] == [o.n_cells for o in first.outcomes]
+    assert [o.failed_fields for o in second.outcomes] == [o.failed_fields for o in first.outcomes]
+    assert [o.status for o in notes.done] == ["unchanged"] * 3
+    assert [row["status"] for row in newest_artifact()] == ["unchanged"] * 3
+
+
+def test_only_what_changed_is_counted_again(slides: UPath, tmp_path: Path, run_flow: RunFlow) -> None:
+    out = UPath(tmp_path / "out")
+    run_flow(slides, out)
+    (slides / "mixed" / "notes [1].jpg").unlink()
+    assert statuses(run_flow(slides, out)) == {"empty": "unchanged", "long": "unchanged", "mixed": "counted"}
+    assert set(statuses(run_flow(slides, out, force=True)).values()) == {"counted"}
+    assert set(statuses(run_flow(slides, out, verify=True)).values()) == {"unchanged"}
+    assert set(statuses(run_flow(slides, out, min_score=0.9)).values()) == {"counted"}
+    assert set(statuses(run_flow(slides, out, um_per_px=0.2, min_score=0.9)).values()) == {"counted"}
+
+
+def test_class_named_in_a_settings_file_is_the_cluster(slides: UPath, tmp_path: Path, run_flow: RunFlow) -> None:
+    site = tmp_path / "site.toml"
+    site.write_text(
+        'class = "distributed.LocalCluster"\n[arguments]\nprocesses = false\nn_workers = 1\n'
+        'threads_per_worker = 1\ndashboard_address = "127.0.0.1:0"\n'
+    )
+    report = run_flow(slides, UPath(tmp_path / "out"), scheduler=None, settings=str(site))
+    assert set(statuses(report).values()) == {"counted"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"detector": "/no/such/model"}, ValueError, "/no/such/model"),
+        ({"classifier": "bundled:nonesuch"}, ValueError, "bundled:nonesuch"),
+        ({"taxonomy": "nonesuch"}, ValueError, "nonesuch"),
+        ({"min_score": 2.0}, ValueError, "min_score"),
+        ({"um_per_px": -1.0}, ValueError, "um_per_px"),
+        ({"workers": 2}, ValueError, "has its workers"),
+        ({"settings": "/no/such/file.toml"}, OSError, "/no/such/file.toml"),
+    ],
+)
+def test_run_that_cannot_be_says_why_before_it_starts(
+    changes: dict[str, Any],
+    error: type[Exception],
+    words: str,
+    slides: UPath,
+    tmp_path: Path,
+    run_flow: RunFlow,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(flow_module, "open_cluster", lambda *_: pytest.fail("a cluster was started"))
+    with pytest.raises(error) as raised:
+        run_flow(slides, UPath(tmp_path / "out"), **changes)
+    assert words in str(raised.value)
+
+
+def test_model_that_names_what_the_taxonomy_does_not_know_is_refused(
+    slides: UPath, tmp_path: Path, run_flow: RunFlow, dark_card: ModelCard
+) -> None:
+    registry.save(tmp_path / "pottery", models.build(dark_card), replace(dark_card, classes=("teapot",)))
+    with pytest.raises(ValueError, match="teapot"):
+        run_flow(slides, UPath(tmp_path / "out"), detector=str(tmp_path / "pottery"))
+
+
+def test_slides_that_are_not_there_and_out_that_is_a_file(slides: UPath, tmp_path: Path, run_flow: RunFlow) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        run_flow(slides / "nowhere", UPath(tmp_path / "out"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        run_flow(slides, UPath(tmp_path / "file"))
+
+
+def test_slide_that_cannot_be_committed_costs_no_other(
+    slides: UPath, tmp_path: Path, run_flow: RunFlow, temporaries: Callable[[UPath], list[str]]
+) -> None:
+    out = UPath(tmp_path / "out")
+    (out / "cells" / "long.parquet" / "in the way").mkdir(parents=True)
+    report = run_flow(slides, out)
+    assert statuses(report) == {"empty": "counted", "long": "failed", "mixed": "counted"}
+    failed = next(o for o in report.outcomes if o.slide_id == "long")
+    assert "long.parquet" in failed.reason
+    assert failed in report.failed
+    assert temporaries(out) == []
+    row = next(row for row in newest_artifact() if row["slide"] == "long")
+    assert (row["status"], row["what failed"]) == ("failed", failed.reason)
+
+
+@pytest.mark.parametrize(("number", "status", "attempts"), [(errno.EIO, "counted", 3), (errno.ENOSPC, "failed", 1)])
+def test_bad_moments_are_tried_again_and_full_disks_are_not(
+    number: int,
+    status: str,
+    attempts: int,
+    slides: UPath,
+    tmp_path: Path,
+    run_flow: RunFlow,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+    real = pipeline.ingest
+
+    def sometimes(slide: Any, *others: Any) -> Any:
+        if slide.slide_id == "long":
+            calls.append(slide)
+            if len(calls) < 3:
+                raise OSError(number, os.strerror(number), "/a/file")
+        return real(slide, *others)
+
+    monkeypatch.setattr(pipeline, "ingest", sometimes)
+    monkeypatch.setattr(stages.ingest, "retry_delay_seconds", 0)
+    report = run_flow(slides, UPath(tmp_path / "out"))
+    assert statuses(report) == {"empty": "counted", "long": status, "mixed": "counted"}
+    assert len(calls) == attempts
+
+
+def test_scheduled_run_that_counted_nothing_fails(
+    slides: UPath, tmp_path: Path, run_flow: RunFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("nothing goes")
+
+    monkeypatch.setattr(pipeline, "ingest", broken)
+    report = run_flow(slides, UPath(tmp_path / "out"))
+    assert [o.reason for o in report.outcomes] == ["RuntimeError: nothing goes"] * 3
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "9a0c")
+    with pytest.raises(NothingCounted, match=r"none of 3 slides was counted.*nothing goes"):
+        run_flow(slides, UPath(tmp_path / "out"))
+
+
+def test_drawings_are_made_and_made_again_where_they_are_missing_or_old(
+    slides: UPath, tmp_path: Path, run_flow: RunFlow
+) -> None:
+    out = UPath(tmp_path / "out")
+    run_flow(slides, out)
+    assert not (out / "annotated").exists()
+    assert set(statuses(run_flow(slides, out, annotate=True)).values()) == {"unchanged"}
+    drawings = sorted((tmp_path / "out" / "annotated").rglob("*.jpg"))
+    assert len(drawings) == 11
+    assert set(statuses(run_flow(slides, out, annotate=True)).values()) == {"unchanged"}
+
+    before = {path: path.stat().st_mtime_ns for path in drawings}
+    drawings[0].unlink()
+    run_flow(slides, out, annotate=True)
+    redrawn = {path.parent.name for path in drawings if path.stat().st_mtime_ns != before[path]}
+    assert redrawn == {drawings[0].parent.name}
+
+    run_flow(slides, out, force=True)
+    run_flow(slides, out, annotate=True)
+    assert all(path.stat().st_mtime_ns > before[path] for path in drawings)
+    assert np.asarray(Image.open(drawings[0])).shape == (240, 320, 3)
+
+
+def test_drawing_that_fails_leaves_the_count(slides: UPath, tmp_path: Path, run_flow: RunFlow) -> None:
+    out = UPath(tmp_path / "out")
+    out.mkdir()
+    (out / "annotated").write_text("in the way")
+    report = run_flow(slides, out, annotate=True)
+    long = next(o for o in report.outcomes if o.slide_id == "long")
+    assert (long.status, long.n_cells) == ("counted", sum(range(5, 14)))
+    assert [f.reason for f in long.failed_fields] == [f"not annotated: Not a directory: {out}/annotated/long"]
+
+
+def test_pixels_are_kept_where_asked_and_then_left_alone(
+    slides: UPath, tmp_path: Path, run_flow: RunFlow, temporaries: Callable[[UPath], list[str]]
+) -> None:
+    out = UPath(tmp_path / "out")
+    run_flow(slides, out, keep_pixels=True)
+    kept = sorted(path.name for path in (out / "pixels").iterdir())
+    assert kept == ["empty.zarr", "long.zarr", "mixed.zarr"]
+    (out / ".wbc" / "pixels" / "killed.zarr").mkdir(parents=True)
+    (out / ".wbc" / "pixels" / "killed.zarr" / "zarr.json").write_text("{}")
+    (out / "cells" / ".long.parquet.0.tmp").write_text("half")
+    run_flow(slides, out)
+    assert sorted(path.name for path in (out / "pixels").iterdir()) == kept
+    assert not (out / ".wbc" / "pixels").exists()
+    assert not (out / "cells" / ".long.parquet.0.tmp").exists()
+
+
+@pytest.mark.slow
+def test_worker_killed_in_the_middle_changes_nothing(
+    slides: UPath,
+    tmp_path: Path,
+    run_flow: RunFlow,
+    counted_on_threads: CountedOnThreads,
+    read_tables: Callable[[UPath], Tables],
+) -> None:
+    killed: list[int] = []
+
+    class Killer(Notes):
+        def fields_done(self, n_fields: int, n_cells: int) -> None:
+            if not killed:
+                killed.append(workers.pop())
+                os.kill(killed[0], signal.SIGKILL)
+
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+        listening(Killer()),
+    ):
+        workers = list(client.run(os.getpid).values())
+        report = run_flow(slides, UPath(tmp_path / "out"), scheduler=cluster.scheduler_address)
+        assert killed
+    assert set(statuses(report).values()) == {"counted"}
+    assert_equal(read_tables(UPath(tmp_path / "out")), counted_on_threads(slides, UPath(tmp_path / "expected")))
+
+
+KILLER = """
+import os, signal
+from wbc import pipeline
+read = pipeline.field_content
+def deadly(path):
+    if path.name == "deadly.png":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(path)
+pipeline.field_content = deadly
+"""
+
+
+@pytest.mark.slow
+def test_field_that_kills_every_worker_costs_its_slide_alone(
+    slides: UPath, tmp_path: Path, run_flow: RunFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (slides / "long" / "f000.png").rename(slides / "long" / "deadly.png")
+    (tmp_path / "killer.py").write_text(KILLER)
+    monkeypatch.setattr(stages.ingest, "retry_delay_seconds", 0)
+    monkeypatch.setattr(stages.ingest, "retries", 1)
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", preload=[str(tmp_path / "killer.py")]
+        ) as cluster,
+    ):
+        report = run_flow(slides, UPath(tmp_path / "out"), scheduler=cluster.scheduler_address)
+    assert statuses(report) == {"empty": "counted", "long": "failed", "mixed": "counted"}
+    assert next(o for o in report.outcomes if o.slide_id == "long").reason.startswith("a worker died 1 times in a row")

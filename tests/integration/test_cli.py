@@ -1,0 +1,365 @@
+"""The `wbc` command as a user meets it: what it prints, where, and with which exit status."""
+
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+from prefect.logging.configuration import setup_logging
+from prefect.logging.handlers import PrefectConsoleHandler
+from prefect.testing.utilities import prefect_test_harness
+from typer.testing import CliRunner, Result
+from upath import UPath
+
+from wbc import cli, models, registry
+from wbc.pipeline import SlideOutcome
+from wbc.types import ModelCard
+
+Wbc = Callable[..., Result]
+MakeSlide = Callable[..., UPath]
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[str]:
+    """The address of a running Dask cluster of one worker."""
+    from distributed import LocalCluster
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=2,
+            processes=False,
+            protocol="tcp://",
+            dashboard_address=":0",
+        ) as cluster,
+    ):
+        patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+        with prefect_test_harness(server_startup_timeout=180):
+            yield cluster.scheduler_address
+
+
+@pytest.fixture
+def wbc(monkeypatch: pytest.MonkeyPatch) -> Wbc:
+    """Runs the command in this process, whose Prefect is configured already: silenced here as the command does."""
+    setup_logging()
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, PrefectConsoleHandler):
+            monkeypatch.setattr(handler, "level", logging.CRITICAL)
+    for name in ("PREFECT_SERVER_ANALYTICS_ENABLED", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    monkeypatch.setenv("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
+
+    def run(*arguments: object) -> Result:
+        return CliRunner().invoke(cli.app, [str(a) for a in arguments])
+
+    return run
+
+
+@pytest.fixture
+def count(wbc: Wbc, scheduler: str, dark_folder: Path) -> Wbc:
+    """`wbc count` on that cluster with a detector that finds painted discs."""
+
+    def run(slides: object, out: object, *more: object) -> Result:
+        models_used = ("--detector", dark_folder, "--classifier", "none", "--device", "cpu")
+        return wbc("count", slides, "--out", out, "--scheduler", scheduler, *models_used, *more)
+
+    return run
+
+
+@pytest.fixture
+def slides(tmp_path: Path, make_slide: MakeSlide) -> Path:
+    """Two slides: s1 of fields with 5 and 6 cells, s2 of one with 5."""
+    make_slide(UPath(tmp_path / "slides" / "s1"), 2)
+    make_slide(UPath(tmp_path / "slides" / "s2"), 1)
+    return tmp_path / "slides"
+
+
+def refused(result: Result) -> str:
+    """The one line that wrong usage is answered with."""
+    assert result.exit_code == 2, result.output
+    assert not result.stdout
+    assert "Traceback" not in result.stderr
+    return " ".join(result.stderr.split())
+
+
+def test_help_needs_no_heavy_library() -> None:
+    program = "import sys, wbc.cli; print([m for m in ('torch', 'prefect', 'pandas', 'numpy') if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_help_names_every_verb_and_option(wbc: Wbc) -> None:
+    told = wbc("--help").stdout
+    assert all(verb in told for verb in ("count", "show", "synth", "train"))
+    options = wbc("count", "--help").stdout
+    words = ("out", "detector", "classifier", "taxonomy", "min-score", "um-per-px", "device", "workers", "scheduler")
+    for option in (*words, "settings"):
+        assert f"--{option} " in options
+    for flag in ("--force", "--verify", "--keep-pixels", "--annotate", "--json"):
+        assert flag in options
+
+
+def test_slides_are_counted_and_shown(count: Wbc, wbc: Wbc, slides: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = count(slides, out)
+    assert done.exit_code == 0, done.output
+    rbc = pd.read_parquet(out / "differentials").query("cell_type == 'rbc'").set_index("slide_id")["count"]
+    assert rbc.to_dict() == {"s1": 11, "s2": 5}
+    for slide_id, n in rbc.items():
+        block = done.stdout[done.stdout.index(f"{slide_id}  ") :]
+        assert next(line.split() for line in block.splitlines() if line.strip().startswith("rbc"))[1] == str(n)
+    assert sorted(line.split()[1] for line in done.stderr.splitlines() if ": counted: " in line) == ["s1:", "s2:"]
+
+    assert wbc("show", out).stdout == done.stdout
+    one = wbc("show", out, "s2").stdout
+    assert "s2" in one
+    assert "s1" not in one
+
+    again = count(slides, out)
+    assert again.exit_code == 0
+    assert "s1: unchanged" in again.stderr
+    assert again.stdout == done.stdout
+
+
+def test_json_is_all_there_is_on_stdout(count: Wbc, wbc: Wbc, slides: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    told = json.loads(count(slides, out, "--json").stdout)
+    assert [(s["slide_id"], s["status"], s["n_cells"]) for s in told["slides"]] == [
+        ("s1", "counted", 11),
+        ("s2", "counted", 5),
+    ]
+    shown = json.loads(wbc("show", out, "--json").stdout)
+    assert [s["differential"] for s in shown["slides"]] == [s["differential"] for s in told["slides"]]
+
+
+def test_what_failed_is_named_and_the_rest_is_counted(count: Wbc, slides: Path, tmp_path: Path) -> None:
+    (slides / "s1" / "f000.png").write_text("no picture")
+    (slides / "empty").mkdir()
+    done = count(slides, tmp_path / "out")
+    assert done.exit_code == 3
+    assert "s1: f000.png: is no JPEG, PNG, TIFF or BMP image" in done.stderr.splitlines()
+    assert "empty: the folder holds no image" in done.stderr.splitlines()
+    rbc = pd.read_parquet(tmp_path / "out" / "differentials").query("cell_type == 'rbc'").set_index("slide_id")["count"]
+    assert rbc.to_dict() == {"empty": 0, "s1": 6, "s2": 5}
+    assert count(slides, tmp_path / "out").exit_code == 3, "what failed is told again as long as it is so"
+
+
+def test_a_slide_that_failed_as_a_whole_is_named(
+    wbc: Wbc, count: Wbc, slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert count(slides, tmp_path / "out").exit_code == 0
+    import flows.count_slides as flow
+
+    outcomes = (
+        SlideOutcome("s1", "failed", 2, 0, (), 0.1, "No space left on device"),
+        SlideOutcome("s2", "unchanged", 1, 5, (), 0.1),
+    )
+    monkeypatch.setattr(flow, "count_slides", lambda **_: flow.CountReport(outcomes))
+    done = wbc("count", slides, "--out", tmp_path / "out", "--json")
+    assert done.exit_code == 3
+    assert "s1: not counted: No space left on device" in done.stderr.splitlines()
+    told = json.loads(done.stdout)["slides"]
+    assert told[0] == {"slide_id": "s1", "status": "failed", "reason": "No space left on device"}
+    assert told[1]["n_cells"] == 5
+
+
+def test_every_option_reaches_the_flow(wbc: Wbc, slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import flows.count_slides as flow
+
+    seen: dict[str, object] = {}
+
+    def fake(**parameters: object) -> flow.CountReport:
+        seen.update(parameters)
+        return flow.CountReport(())
+
+    monkeypatch.setattr(flow, "count_slides", fake)
+    words = (
+        "--detector D --classifier C --taxonomy wang2021 --min-score 0.4 --um-per-px 0.2 --device cuda:1 --workers 3"
+    )
+    more = "--scheduler tcp://h:1 --settings f.toml --force --verify --keep-pixels --annotate"
+    assert wbc("count", slides, "--out", tmp_path / "out", *words.split(), *more.split()).exit_code == 0
+    assert seen == {
+        "slides": str(slides),
+        "out": str(tmp_path / "out"),
+        "detector": "D",
+        "classifier": "C",
+        "taxonomy": "wang2021",
+        "min_score": 0.4,
+        "um_per_px": 0.2,
+        "device": "cuda:1",
+        "workers": 3,
+        "scheduler": "tcp://h:1",
+        "settings": "f.toml",
+        "force": True,
+        "verify": True,
+        "keep_pixels": True,
+        "annotate": True,
+    }
+
+
+def test_annotated_fields_lie_in_out(count: Wbc, slides: Path, tmp_path: Path) -> None:
+    assert count(slides, tmp_path / "out", "--annotate").exit_code == 0
+    drawn = sorted((tmp_path / "out" / "annotated").rglob("*.jpg"))
+    assert [p.parent.name for p in drawn] == ["s1", "s1", "s2"]
+    with Image.open(drawn[0]) as picture:
+        assert picture.size == (320, 240)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--min-score", "1.5", "'--min-score': Input should be less than or equal to 1"),
+        ("--um-per-px", "0", "not a positive number"),
+        ("--um-per-px", "nan", "not a positive number"),
+        ("--workers", "0", "'--workers': Input should be greater than or equal to 1"),
+        ("--device", "tpu", "'tpu' is not auto, cpu"),
+        ("--taxonomy", "no such", "taxonomy no such: no such file"),
+        ("--no-such-option", "1", "No such option"),
+    ],
+)
+def test_wrong_usage_is_told_at_once(
+    wbc: Wbc, slides: Path, tmp_path: Path, option: str, value: str, expected: str
+) -> None:
+    result = wbc("count", slides, "--out", tmp_path / "out", option, value)
+    assert result.exit_code == 2
+    told = " ".join(result.stderr.replace("│", " ").split())
+    assert expected in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_folder_of_slides_is_wrong_usage(wbc: Wbc, tmp_path: Path) -> None:
+    assert f"no such folder of slides: {tmp_path}/none" in refused(wbc("count", f"{tmp_path}/none", "--out", tmp_path))
+
+
+def test_a_model_that_is_not_there_is_wrong_usage(count: Wbc, slides: Path, tmp_path: Path) -> None:
+    for option in ("--detector", "--classifier"):
+        told = refused(count(slides, tmp_path / "out", option, tmp_path / "none"))
+        assert f"no model '{tmp_path}/none'" in told
+
+
+def test_a_taxonomy_that_contradicts_the_model_is_wrong_usage(
+    count: Wbc, slides: Path, tmp_path: Path, dark_card: ModelCard
+) -> None:
+    values = dark_card.to_json() | {"classes": ["rbc", "yeast"]}
+    card = ModelCard.from_json(values)
+    registry.save(tmp_path / "model", models.build(card), card)
+    assert "yeast" in refused(count(slides, tmp_path / "out", "--detector", tmp_path / "model"))
+
+
+def test_an_out_that_cannot_be_written_is_wrong_usage(count: Wbc, slides: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    told = refused(count(slides, tmp_path / "file" / "out"))
+    assert "results cannot be written here" in told
+    assert str(tmp_path / "file" / "out") in told
+
+
+def test_a_scheduler_that_is_none_is_wrong_usage(count: Wbc, slides: Path, tmp_path: Path) -> None:
+    assert "nonsense" in refused(count(slides, tmp_path / "out", "--scheduler", "nonsense://here"))
+
+
+def test_settings_that_are_none_are_wrong_usage(count: Wbc, slides: Path, tmp_path: Path) -> None:
+    (tmp_path / "cluster.toml").write_text("wokers = 3\n")
+    told = refused(count(slides, tmp_path / "out", "--settings", tmp_path / "cluster.toml"))
+    assert "cluster.toml" in told
+    assert "wokers" in told
+
+
+def test_ctrl_c_ends_with_130(wbc: Wbc, slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import flows.count_slides as flow
+
+    def interrupted(**_: object) -> flow.CountReport:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+        raise AssertionError("nobody stopped it")
+
+    monkeypatch.setattr(flow, "count_slides", interrupted)
+    monkeypatch.setattr(cli, "STOP_SECONDS", 1e6)
+    done = wbc("count", slides, "--out", tmp_path / "out")
+    assert done.exit_code == 130
+    assert "the same command goes on" in done.stderr
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [((), "no slide was counted here"), (("s1",), "no slide was")])
+def test_show_without_a_count_is_wrong_usage(
+    wbc: Wbc, tmp_path: Path, arguments: tuple[str, ...], expected: str
+) -> None:
+    assert expected in refused(wbc("show", tmp_path, *arguments))
+
+
+def test_show_of_an_unknown_slide_names_those_that_are(count: Wbc, wbc: Wbc, slides: Path, tmp_path: Path) -> None:
+    count(slides, tmp_path / "out")
+    told = refused(wbc("show", tmp_path / "out", "s3"))
+    assert "'s3'" in told
+    assert "s1, s2" in told
+
+
+def test_synth_renders_the_same_slides_for_a_seed(wbc: Wbc, tmp_path: Path) -> None:
+    done = wbc("synth", tmp_path / "a", "--slides", 1, "--fields", 1, "--seed", 5)
+    assert done.exit_code == 0, done.output
+    truth = json.loads((tmp_path / "a" / "truth_coco.json").read_text())
+    assert [(i["file_name"], i["width"], i["height"]) for i in truth["images"]] == [
+        ("slide-01/field-01.jpg", 2560, 1920)
+    ]
+    assert (tmp_path / "a" / "slide-01" / "field-01.jpg").exists()
+    assert wbc("synth", tmp_path / "b", "--slides", 0).exit_code == 2
+
+
+def test_training_says_what_is_wrong_with_a_config(wbc: Wbc, tmp_path: Path) -> None:
+    config = tmp_path / "mine.toml"
+    config.write_text('classes = ["rbc"]\nclases = 1\n')
+    for verb in ("detector", "classifier"):
+        told = refused(wbc("train", verb, config, "--data", tmp_path, "--out", tmp_path / "model"))
+        assert "mine.toml" in told
+        assert "clases" in told
+    assert wbc("train", "detector", tmp_path / "none", "--data", tmp_path, "--out", tmp_path).exit_code == 2
+
+
+@pytest.mark.slow
+@pytest.mark.dask
+def test_ctrl_c_at_a_terminal_ends_soon_and_the_next_run_goes_on(
+    slides: Path, tmp_path: Path, make_slide: MakeSlide, dark_folder: Path
+) -> None:
+    """As a shell does it: the interrupt reaches the command, its Dask workers and Prefect's server alike."""
+    for i in range(30):
+        make_slide(UPath(slides / f"more-{i:02d}"), 3)
+    wbc = shutil.which("wbc", path=str(Path(sys.executable).parent))
+    assert wbc
+    command = [wbc, "count", str(slides), "--out", str(tmp_path / "out"), "--workers", "1", "--device", "cpu"]
+    command += ["--detector", str(dark_folder), "--classifier", "none"]
+    env = os.environ | {"PREFECT_HOME": str(tmp_path / "prefect")}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=env) as run:
+        assert run.stderr is not None
+        told = [run.stderr.readline() for _ in range(3)]
+        assert ": counted: " in told[2], "".join(told)
+        os.killpg(run.pid, signal.SIGINT)
+        began = time.monotonic()
+        rest = run.stderr.read()
+        assert run.wait() == 130
+        assert time.monotonic() - began < 60
+        assert "the same command goes on" in rest
+
+    again = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False, env=env)
+    assert again.returncode == 0, again.stderr
+    noise = [line for line in again.stderr.splitlines() if not re.match(r"\d\d:\d\d:\d\d \S+", line)]
+    assert not noise
+    counts = [(s["slide_id"], s["n_cells"]) for s in json.loads(again.stdout)["slides"]]
+    assert counts == [*((f"more-{i:02d}", 18) for i in range(30)), ("s1", 11), ("s2", 5)]
+    statuses = {s["status"] for s in json.loads(again.stdout)["slides"]}
+    assert statuses == {"counted", "unchanged"}
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".tmp")]
+
+    wrong = subprocess.run([*command, "--detector", "none"], capture_output=True, text=True, check=False, env=env)
+    assert wrong.returncode == 2
+    assert wrong.stderr == "wbc: no model 'none': none/card.json does not exist\n"
