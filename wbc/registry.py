@@ -148,10 +148,11 @@ def save(folder: Path, module: nn.Module, card: ModelCard) -> ModelCard:
         if not torch.isfinite(state[name]).all():
             raise ValueError(f"{name} is not finite as fp16")
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(state, folder / WEIGHTS)
-    with open(folder / WEIGHTS, "rb") as weights:
+    new_weights, new_card = folder / f".{WEIGHTS}.tmp", folder / f".{CARD}.tmp"
+    save_file(state, new_weights)
+    with open(new_weights, "rb") as weights:
         card = replace(card, sha256=hashlib.file_digest(weights, "sha256").hexdigest())
-    temporary = folder / f".{CARD}.tmp"
-    temporary.write_text(json.dumps(card.to_json(), indent=2, ensure_ascii=False) + "\n")
-    os.replace(temporary, folder / CARD)
+    new_card.write_text(json.dumps(card.to_json(), indent=2, ensure_ascii=False) + "\n")
+    os.replace(new_weights, folder / WEIGHTS)
+    os.replace(new_card, folder / CARD)
     return card

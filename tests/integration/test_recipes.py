@@ -79,7 +79,7 @@ def test_a_trained_detector_has_a_card_with_its_figures_and_resumes(
 ) -> None:
     config = detector_config(tmp_path / "detector.toml", names)
     card = train_detector(config, data, tmp_path / "model", "cpu")
-    assert card.task == "detector" and card.credits == ("rendered",)
+    assert (card.task, card.credits) == ("detector", ("rendered",))
     assert {"smears AP", "smears AP50", "smears AP50_wbc"} <= set(card.metrics)
     ref, saved = registry.resolve(str(tmp_path / "model"), "detector")
     assert saved == card
@@ -121,7 +121,7 @@ splits = ["train"]
 um_per_px = 0.1
 """)
     card = train_classifier(config, data, tmp_path / "model", "cpu")
-    assert card.input_px == 64 and card.threshold == 0.4
+    assert (card.input_px, card.threshold) == (64, 0.4)
     assert 0 <= card.metrics["cells accuracy"] <= 1
     assert registry.resolve(str(tmp_path / "model"), "classifier")[1] == card
 

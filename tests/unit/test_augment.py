@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
+from wbc.datasets.augment import Jitter, add_debris, hue_matrix, jitter_optics, jitter_stain, shear, turn
 from wbc.datasets.crops import PATCH_PX, PATCH_UM, Crops
 from wbc.geometry import cut_square
-from wbc.training.augment import Jitter, add_debris, hue_matrix, jitter_optics, jitter_stain, shear, turn
 from wbc.training.classifier import CropSamples, CropSettings, central_windows, normalise, predict, tree_losses
 
 PLACES = [(30, 40, 25, 12), (120, 60, 10, 28), (170, 90, 14, 14)]  # middle and half axes, px

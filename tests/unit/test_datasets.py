@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from wbc.datasets.augment import Jitter
 from wbc.datasets.coco import coco_truth, read_coco
 from wbc.datasets.crops import PATCH_PX, PATCH_UM, Crops, cut_crops, read_crop_table
 from wbc.datasets.fractions import read_fractions
@@ -21,7 +22,6 @@ from wbc.datasets.labels import LabelledPicture, clean, red_cell_um_per_px
 from wbc.datasets.mosaic import MosaicSettings, Source, cut, load_source
 from wbc.datasets.voc import read_voc
 from wbc.datasets.yolo import read_yolo
-from wbc.training.augment import Jitter
 from wbc.training.detector import BoxData, Mosaics, load_sources, read_boxes
 
 Discs = list[tuple[int, int, int]]

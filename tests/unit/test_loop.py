@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from torchvision import ops
 
 from wbc import models
+from wbc.datasets.augment import Jitter
 from wbc.datasets.crops import PATCH_PX, Crops
-from wbc.training.augment import Jitter
 from wbc.training.classifier import CropSamples, CropSettings, central_windows, predict, tree_losses
 from wbc.training.detector import detection_losses, freeze
 from wbc.training.loop import LoopSettings, fit, rate_factor

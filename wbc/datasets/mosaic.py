@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from wbc.datasets.augment import Jitter, add_debris, jitter_optics, jitter_stain, shear, turn
 from wbc.datasets.labels import RED_CELL_UM, LabelledPicture
-from wbc.training.augment import Jitter, add_debris, jitter_optics, jitter_stain, shear, turn
 
 LARGEST_RED_CELL_PX = 62
 

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from wbc.datasets.augment import Jitter, jitter_optics, jitter_stain
 from wbc.datasets.crops import PATCH_PX, PATCH_UM, Crops
-from wbc.training.augment import Jitter, jitter_optics, jitter_stain
 
 
 @dataclass(frozen=True, slots=True)

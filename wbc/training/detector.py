@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.models.detection import FasterRCNN
 
+from wbc.datasets.augment import Jitter
 from wbc.datasets.coco import read_coco
 from wbc.datasets.fractions import read_fractions
 from wbc.datasets.labels import LabelledPicture, red_cell_um_per_px
@@ -19,7 +20,6 @@ from wbc.datasets.voc import read_voc
 from wbc.datasets.yolo import read_yolo
 from wbc.synth import NORMAL_BLOOD, SmearSettings, draw_stain, render_field
 from wbc.taxonomy import GENERIC
-from wbc.training.augment import Jitter
 
 
 @dataclass(frozen=True, slots=True)

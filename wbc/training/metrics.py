@@ -54,7 +54,7 @@ def _mean(precision: NDArray[Any]) -> float:
 
 
 def confusion(true: Sequence[str], named: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
-    """Counts (true class, named class) int64 (C,C), both in the order of `classes`. Raises ValueError for other names."""
+    """Counts (true class, named class) int64 (C,C), in the order of `classes`. Raises ValueError for other names."""
     if unknown := (set(true) | set(named)) - set(classes):
         raise ValueError(f"{sorted(unknown)} are none of {list(classes)}")
     matrix = np.zeros((len(classes), len(classes)), np.int64)
@@ -65,7 +65,7 @@ def confusion(true: Sequence[str], named: Sequence[str], classes: Sequence[str])
 
 
 def kind_accuracy(matrix: NDArray[np.int64]) -> dict[str, float]:
-    """Accuracy over all cells and recall averaged over the classes that occur, of a `confusion` matrix; NaN for none."""
+    """Accuracy over all cells, and recall averaged over classes, of a `confusion` matrix; NaN where it is empty."""
     of_class = matrix.sum(1)
     if not of_class.sum():
         return {"accuracy": float("nan"), "macro_recall": float("nan")}

@@ -16,6 +16,7 @@ from upath import UPath
 
 from wbc import __version__, models, registry
 from wbc.classify import predict
+from wbc.datasets.augment import Jitter
 from wbc.datasets.crops import PATCH_PX, PATCH_UM, Crops, cut_crops, read_crop_table
 from wbc.datasets.labels import red_cell_um_per_px
 from wbc.datasets.mosaic import MosaicSettings
@@ -24,7 +25,6 @@ from wbc.geometry import cut_square
 from wbc.models.imagenet import load_lite_weights
 from wbc.slides import read_field
 from wbc.taxonomy import label_matrix, load_taxonomy
-from wbc.training.augment import Jitter
 from wbc.training.classifier import CropSamples, CropSettings, tree_losses
 from wbc.training.detector import (
     BoxData,
