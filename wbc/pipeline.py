@@ -249,6 +249,15 @@ def count(ingested: Ingested, job: Job, executor: Executor, progress: Progress |
     return SlideOutcome(slide.slide_id, "counted", row.n_fields, row.n_cells, failed, row.seconds.total)
 
 
+def record_failure(slide: Slide, job: Job, reason: str) -> None:
+    """Commit that a slide could not be counted, for `reason`: no cells, and the flag `slide_failed`.
+
+    An older count of other content goes to the history: it must not pass for this run's. The next run counts again.
+    """
+    nothing = Ingested(slide, (), "failed", False, 0.0)
+    _commit(nothing, [], (FailedField("", reason),), None, None, job, time.monotonic(), ("slide_failed",))
+
+
 def _scale(ingested: Ingested, good: list[int], job: Job, executor: Executor) -> tuple[float | None, ScaleFrom | None]:
     """The slide's µm per px and where it came from; (None, None) where nothing tells it."""
     if ingested.slide.um_per_px is not None:

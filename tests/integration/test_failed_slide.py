@@ -1,0 +1,29 @@
+"""A slide that could not be counted says so in the tables, and is counted by the next run."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from upath import UPath
+
+from wbc import tables
+from wbc.pipeline import Job, count_slide, is_counted, record_failure
+from wbc.slides import discover
+
+
+def test_a_failed_slide_is_in_the_tables_until_it_is_counted(
+    painted_slide: UPath, make_job: Callable[..., Job], tmp_path: Path
+) -> None:
+    (slide,) = discover(painted_slide)
+    job = make_job(UPath(tmp_path / "out"))
+    tables.check_writable(job.out)
+    record_failure(slide, job, "a worker died 3 times")
+    row = tables.read_slide_row(job.out, slide.slide_id)
+    assert "slide_failed" in row.flags
+    assert [f.reason for f in row.failed_fields] == ["a worker died 3 times"]
+    assert row.n_cells == 0
+    assert not is_counted(slide, job)
+    with ThreadPoolExecutor(1) as executor:
+        count_slide(slide, job, executor)
+    assert "slide_failed" not in tables.read_slide_row(job.out, slide.slide_id).flags
+    assert is_counted(slide, job)

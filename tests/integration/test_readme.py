@@ -1,0 +1,155 @@
+"""What the README promises: its pandas code answers the questions it asks, and its commands and files exist."""
+
+import re
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+from upath import UPath
+
+from wbc import cli, tables
+from wbc.differential import count
+from wbc.tables import FailedField, Seconds, SlideRow
+from wbc.taxonomy import load_taxonomy, shipped_taxonomies
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def commit(out: UPath, slide_id: str, kinds: Sequence[str], type_scores: Sequence[float], n_failed: int = 0) -> None:
+    """A slide's count as `wbc count` leaves it."""
+    failed = tuple(FailedField(f"bad-{i}.jpg", "is empty") for i in range(n_failed))
+    result = count(kinds, load_taxonomy("blood"), n_failed)
+    n = len(kinds)
+    cells = tables.cells_table(
+        slide_id,
+        ["field-001.jpg"] * n,
+        np.tile(np.array([10, 20, 110, 120], np.float32), (n, 1)),
+        kinds,
+        np.full(n, 0.9, np.float32),
+        np.array(type_scores, np.float32),
+    )
+    row = SlideRow(
+        slide_id=slide_id,
+        count_id="c0",
+        counted_at=datetime.now(UTC),
+        n_fields=4 + n_failed,
+        n_fields_failed=n_failed,
+        failed_fields=failed,
+        n_cells=result.n_cells,
+        n_differential=result.n_differential,
+        n_unidentified=result.n_unidentified,
+        um_per_px=0.1,
+        scale_from="red_cells",
+        me_ratio=result.me_ratio,
+        me_low=result.me_low,
+        me_high=result.me_high,
+        nrbc_per_100_wbc=result.nrbc_per_100_wbc,
+        flags=result.flags,
+        detector="bundled:detector@0",
+        classifier="bundled:classifier@0",
+        taxonomy="blood",
+        wbc_version="0.1.0",
+        seconds=Seconds(),
+    )
+    tables.commit(out, cells, tables.differentials_table(slide_id, result), row)
+
+
+@pytest.fixture
+def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the README's Python leaves behind beside a counted `out` of four slides."""
+    out, nan = UPath(tmp_path / "out"), float("nan")
+    commit(out, "calm", ["lymphocyte"] * 98 + ["eosinophil"] * 2 + ["rbc"] * 50, [0.9] * 100 + [nan] * 50)
+    commit(out, "allergic", ["lymphocyte"] * 80 + ["eosinophil"] * 20, [0.95] * 97 + [0.5, 0.41, 0.59])
+    commit(out, "empty", [], [], n_failed=2)
+    commit(out, "unclear", ["lymphocyte"] * 8 + ["unidentified"] * 2, [0.9] * 8 + [0.3, 0.2])
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {}
+    for block in blocks("python"):
+        exec(block, namespace)
+    return namespace
+
+
+def test_the_slides_to_look_at_are_found(answers: dict[str, Any]) -> None:
+    assert set(answers["second_look"].index) == {"empty", "unclear"}
+
+
+def test_eosinophils_come_with_their_limits(answers: dict[str, Any]) -> None:
+    eosinophils: pd.DataFrame = answers["eosinophils"]
+    # 20 of 100: Rümke's table says 12.7 to 29.2.
+    assert eosinophils.loc["allergic"].round(1).tolist() == [20, 20.0, 12.7, 29.2]
+    assert eosinophils.loc["empty", ["percent", "ci_low", "ci_high"]].isna().all()
+    assert list(answers["raised"].index) == ["allergic"]
+
+
+def test_unsure_cells_are_counted_and_found(answers: dict[str, Any]) -> None:
+    assert answers["unsure_per_slide"].to_dict() == {"calm": 0, "allergic": 3, "empty": 0, "unclear": 2}
+    assert answers["unsure"]["type_score"].max() < 0.6
+
+
+def commands() -> list[list[str]]:
+    """The words of every `wbc` command that the README shows, in a block or within a line."""
+    lines = [line.split("#")[0] for block in blocks("sh") for line in block.splitlines()]
+    lines += re.findall(r"`(wbc [^`]+)`", README)
+    return [line.split() for line in lines if line.startswith("wbc ")]
+
+
+def test_every_command_and_option_exists() -> None:
+    shown = commands()
+    assert {words[1] for words in shown} == {"count", "show", "synth", "train"}
+    for words in shown:
+        verb = words[1:3] if words[1] == "train" else words[1:2]
+        told = CliRunner().invoke(cli.app, [*verb, "--help"])
+        assert told.exit_code == 0, words
+        for option in (word for word in words if word.startswith("--")):
+            assert option in told.stdout, words
+
+
+def test_every_option_of_the_table_exists() -> None:
+    told = CliRunner().invoke(cli.app, ["count", "--help"]).stdout
+    options = re.findall(r"`(--[a-z-]+)", README)
+    assert len(options) > 10
+    assert [option for option in options if option not in told] == []
+
+
+def test_every_make_target_exists() -> None:
+    targets = set(re.findall(r"\bmake ([a-z]+)\b", "\n".join(blocks("sh")) + "\n".join(re.findall("`[^`]+`", README))))
+    assert targets >= {"demo", "test", "setup", "check"}
+    for target in targets:
+        subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_every_file_that_is_named_exists() -> None:
+    named = re.findall(r"\]\((?!https?:|#)([^)]+)\)", README)
+    named += re.findall(r"\b((?:deployments|configs|wbc)/[\w./]*)", README)
+    assert len(named) > 6
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_shipped_taxonomies_columns_and_flags_are_named() -> None:
+    for name in shipped_taxonomies():
+        assert f"`{name}`" in README
+    words = set(re.findall(r"[a-zA-Z0-9_]+", " ".join(re.findall(r"`([^`\n]+)`", README))))
+    for kind, schema in tables.SCHEMAS.items():
+        assert [column for column in schema.names if column not in words] == [], kind
+    flags = {*count([], load_taxonomy("marrow_icsh"), 1).flags, *count(["erythroblast"], load_taxonomy("blood")).flags}
+    assert [flag for flag in flags if flag not in words] == []
+
+
+def test_set_up_says_what_it_needs(tmp_path: Path) -> None:
+    for file in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / file).write_bytes((ROOT / file).read_bytes())
+    told = subprocess.run(["make", "setup", "PYTHON="], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert told.returncode != 0
+    assert "Python 3.11 or newer is needed" in told.stderr
+    assert not (tmp_path / ".venv").exists()
