@@ -20,6 +20,8 @@ from wbc.taxonomy import load_taxonomy, shipped_taxonomies
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE)
+IN_LINE = re.findall(r"`([^`\n]+)`", PROSE)
 
 
 def blocks(language: str) -> list[str]:
@@ -100,7 +102,7 @@ def test_unsure_cells_are_counted_and_found(answers: dict[str, Any]) -> None:
 def commands() -> list[list[str]]:
     """The words of every `wbc` command that the README shows, in a block or within a line."""
     lines = [line.split("#")[0] for block in blocks("sh") for line in block.splitlines()]
-    lines += re.findall(r"`(wbc [^`]+)`", README)
+    lines += IN_LINE
     return [line.split() for line in lines if line.startswith("wbc ")]
 
 
@@ -123,7 +125,7 @@ def test_every_option_of_the_table_exists() -> None:
 
 
 def test_every_make_target_exists() -> None:
-    targets = set(re.findall(r"\bmake ([a-z]+)\b", "\n".join(blocks("sh")) + "\n".join(re.findall("`[^`]+`", README))))
+    targets = set(re.findall(r"\bmake ([a-z]+)\b", "\n".join([*blocks("sh"), *IN_LINE])))
     assert targets >= {"demo", "test", "setup", "check"}
     for target in targets:
         subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
@@ -139,7 +141,7 @@ def test_every_file_that_is_named_exists() -> None:
 def test_shipped_taxonomies_columns_and_flags_are_named() -> None:
     for name in shipped_taxonomies():
         assert f"`{name}`" in README
-    words = set(re.findall(r"[a-zA-Z0-9_]+", " ".join(re.findall(r"`([^`\n]+)`", README))))
+    words = set(re.findall(r"[a-zA-Z0-9_]+", " ".join(IN_LINE)))
     for kind, schema in tables.SCHEMAS.items():
         assert [column for column in schema.names if column not in words] == [], kind
     flags = {*count([], load_taxonomy("marrow_icsh"), 1).flags, *count(["erythroblast"], load_taxonomy("blood")).flags}
