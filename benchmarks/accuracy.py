@@ -51,7 +51,9 @@ def measure(data: Path, classifier: str, device: str, tecom_um_per_px: float) ->
             Claim("tecom_wbc, macro recall", figures["macro_recall"]),
         ]
         tables["tecom_wbc (row: true, column: named)"] = _rows(coarse, kinds)
-        remarks.append(f"tecom_wbc does not tell its scale: {tecom_um_per_px} µm per px is assumed, from its cells' sizes.")
+        remarks.append(
+            f"tecom_wbc does not tell its scale: {tecom_um_per_px} µm per px is assumed, from its cells' sizes."
+        )
     return Report(f"Naming single cells: {classifier}", claims, tables, remarks)
 
 
@@ -69,7 +71,7 @@ def _tecom(folder: Path, classifier: str, device: str, um_per_px: float) -> tupl
         chosen = [i for i, label in enumerate(true) if label == kind]
         if not chosen:
             continue
-        # The classifier does not know `neutrophil`: each kind's cells go in under any name, and what they are named counts.
+        # The classifier does not know `neutrophil`: a kind's cells go in under any name, and what comes out counts.
         crops = Crops(np.stack([patches[i] for i in chosen]), (classes[0],) * len(chosen))
         for name, n in zip(classes, classifier_confusion(crops, classifier, device).sum(0), strict=True):
             named = COARSE.get(name, name)

@@ -110,7 +110,7 @@ def stub_detector(folder: Path) -> ModelRef:
 
 
 def long_slide(folder: Path, n_fields: int, data: Path | None, height: int = 1920, width: int = 2560) -> Slide:
-    """A slide of `n_fields` fields in `folder`, links to a few: slide-01's of `data`, else rendered ones of that size."""
+    """A slide of `n_fields` fields in `folder`, links to a few: those of `data`'s slide-01, else rendered ones."""
     if data is not None:
         pictures, um_per_px = labelled_slide(data, "slide-01")
         files = [picture.path for picture in pictures]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.layers import BatchNormAct2d
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -60,7 +60,7 @@ class Contiguous(nn.Module):
 
 
 class InBfloat16(nn.Module):
-    """The proposal head under bfloat16 autocast, its outputs float32 again: boxes decoded in bfloat16 move by pixels."""
+    """The proposal head in bfloat16, its outputs float32 again: boxes decoded in bfloat16 move by whole pixels."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
@@ -143,14 +143,20 @@ def variants(um_per_px: float) -> list[Variant]:
         Variant("bf16 all three, folded", best),
         Variant("compiled", (compiled,)),
         Variant("compiled, bf16 all three", (*half, half_proposal_head, compiled)),
-        *(Variant(f"bf16 all three, folded; objectness ≥ {v}", (*best, lowest_objectness(v))) for v in (0.05, 0.1, 0.2)),
+        *(
+            Variant(f"bf16 all three, folded; objectness ≥ {v}", (*best, lowest_objectness(v)))
+            for v in (0.05, 0.1, 0.2)
+        ),
         *(Variant(f"bf16 all three, folded; ≤ {v} proposals", (*best, most_proposals(v))) for v in (500, 1000, 2000)),
         *(
             Variant(f"bf16 all three, folded; {v:g} µm/px", best, um_per_px=v)
             for v in (0.26, 0.23, 0.2, 0.17)
             if v != um_per_px
         ),
-        *(Variant(f"bf16 all three, folded; tiles ≤ {v} px", best, tiles=replace(tiles, tile_px=v)) for v in (384, 640)),
+        *(
+            Variant(f"bf16 all three, folded; tiles ≤ {v} px", best, tiles=replace(tiles, tile_px=v))
+            for v in (384, 640)
+        ),
     ]
 
 
@@ -219,7 +225,9 @@ def _report(trials: Sequence[Trial], running: Sequence[Trial], device: torch.dev
     best = min(sound, key=ratio)
     what = f"fastest that loses no more than {MOST_AP_LOST} AP: {best.variant.name}; its time, {base.variant.name} = 1"
     threads = f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    return Report(f"The detector's own speed on {device.type}, {threads}", [Claim(what, ratio(best))], {"Variants": rows})
+    return Report(
+        f"The detector's own speed on {device.type}, {threads}", [Claim(what, ratio(best))], {"Variants": rows}
+    )
 
 
 def main() -> None:
@@ -231,7 +239,9 @@ def main() -> None:
     command.add_argument("--device", default="auto")
     command.add_argument("--threads", type=int, help="torch threads; default: torch's own choice")
     command.add_argument("--rounds", type=int, default=5)
-    command.add_argument("--only", nargs="+", default=[""], help="variants whose name holds one of these; the first is always run")
+    command.add_argument(
+        "--only", nargs="+", default=[""], help="variants whose name holds one of these; the first is always run"
+    )
     chosen = command.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)

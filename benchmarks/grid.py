@@ -38,7 +38,10 @@ def measure(data: Path, slide_ids: Sequence[str], model: LoadedModel, tile_px: i
         f"Counts and the tile grid, tiles of up to {tile_px} px",
         [
             Claim("largest difference in all cells of a slide", worst["cells"], "%", at_most=BAR_COUNTS_PERCENT),
-            *(Claim(f"largest difference in {kind}", worst[kind], "%", at_most=BAR_COUNTS_PERCENT) for kind in model.card.classes),
+            *(
+                Claim(f"largest difference in {kind}", worst[kind], "%", at_most=BAR_COUNTS_PERCENT)
+                for kind in model.card.classes
+            ),
             Claim("largest difference in AP50", worst["AP50"], at_most=BAR_AP50),
         ],
         {"Counts and AP50": rows},

@@ -3,6 +3,7 @@
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ def on_one_spot(n: int, rng: np.random.Generator) -> Detections:
 
 def _boxes(middles: NDArray[np.float64], sides: NDArray[np.float64], rng: np.random.Generator) -> Detections:
     boxes = np.concatenate([middles - sides / 2, middles + sides / 2], 1).astype(np.float32)
-    scores = rng.permutation(len(boxes)).astype(np.float32) / len(boxes)
+    scores = rng.permutation(len(boxes)).astype(np.float32) / np.float32(len(boxes))
     return Detections(boxes, scores, rng.integers(1, 4, len(boxes)))
 
 
@@ -42,7 +43,7 @@ def measure(sizes: Sequence[int], rounds: int) -> Report:
     for name, layout in (("scattered", scattered), ("on one spot", on_one_spot)):
         for n in sizes:
             found = layout(n, np.random.default_rng(n))
-            kept, seconds = _fastest(lambda found=found: len(merge(found, MERGE_IOU)), rounds)
+            kept, seconds = _fastest(partial(_kept, found), rounds)
             peer = _torchvision(found, rounds) if n <= MOST_FOR_TORCHVISION else None
             rows.append(
                 {
@@ -56,6 +57,10 @@ def measure(sizes: Sequence[int], rounds: int) -> Report:
             )
         claims.append(Claim(f"merge of {sizes[-1]:,} boxes, {name}", seconds, "s", at_most=BAR_SECONDS))
     return Report("Merging the boxes of one field", claims, {f"IoU {MERGE_IOU}, {FIELD_PX[0]}×{FIELD_PX[1]} px": rows})
+
+
+def _kept(found: Detections) -> int:
+    return len(merge(found, MERGE_IOU))
 
 
 def _torchvision(found: Detections, rounds: int) -> tuple[int, float]:

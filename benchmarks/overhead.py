@@ -97,7 +97,11 @@ def measure(slide: Slide, job: Job, rounds: int, import_seconds: float) -> Repor
         bares.append(sum(cpu_of(calls.replay)[1] for calls in models) / n)
     overhead = median(w - b for w, b in zip(wholes, bares, strict=True))
     recorded = [replace(m, module=Recorded(c.outputs)) for m, c in zip(loaded, models, strict=True)]
-    startup = {"imports": import_seconds, "models": load_seconds, "first run, beyond a later one": first - n * wholes[0]}
+    startup = {
+        "imports": import_seconds,
+        "models": load_seconds,
+        "first run, beyond a later one": first - n * wholes[0],
+    }
     return Report(
         "Cost beyond the models",
         [Claim(f"overhead of {n} fields", overhead, "CPU-s a field", at_most=BAR_CPU_SECONDS)],

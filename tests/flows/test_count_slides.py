@@ -327,14 +327,16 @@ def test_worker_killed_in_the_middle_changes_nothing(
 
 
 KILLER = """
-import os, signal
+import functools, os, signal
 from wbc import pipeline
-read = pipeline.field_content
-def deadly(path):
+
+def deadly(read, path):
     if path.name == "deadly.png":
         os.kill(os.getpid(), signal.SIGKILL)
     return read(path)
-pipeline.field_content = deadly
+
+def dask_setup(worker):
+    pipeline.field_content = functools.partial(deadly, pipeline.field_content)
 """
 
 

@@ -328,6 +328,7 @@ def test_training_says_what_is_wrong_with_a_config(wbc: Wbc, tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.dask
+@pytest.mark.timeout(900)
 def test_ctrl_c_at_a_terminal_ends_soon_and_the_next_run_goes_on(
     slides: Path, tmp_path: Path, make_slide: MakeSlide, dark_folder: Path
 ) -> None:
@@ -359,7 +360,3 @@ def test_ctrl_c_at_a_terminal_ends_soon_and_the_next_run_goes_on(
     statuses = {s["status"] for s in json.loads(again.stdout)["slides"]}
     assert statuses == {"counted", "unchanged"}
     assert not [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".tmp")]
-
-    wrong = subprocess.run([*command, "--detector", "none"], capture_output=True, text=True, check=False, env=env)
-    assert wrong.returncode == 2
-    assert wrong.stderr == "wbc: no model 'none': none/card.json does not exist\n"

@@ -1,0 +1,63 @@
+"""The benchmarks run as their README says and print their figures, here on sizes that take no time."""
+
+import json
+import sys
+from typing import Any
+
+import pytest
+
+from benchmarks import common, memory, merge, overhead
+
+
+def figures(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, module: Any, *options: str) -> Any:
+    """What a benchmark prints as JSON."""
+    monkeypatch.setattr(sys, "argv", [module.__name__, "--json", *options])
+    module.main()
+    return json.loads(capsys.readouterr().out)
+
+
+def test_merge_agrees_with_torchvision(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    report = figures(capsys, monkeypatch, merge, "--sizes", "50", "400", "--rounds", "1")
+    (rows,) = report["tables"].values()
+    assert [row["boxes"] for row in rows] == [50, 400, 50, 400]
+    assert all(row["kept"] == row["batched_nms kept"] for row in rows)
+    assert [claim["at_most"] for claim in report["claims"]] == [1.0, 1.0]
+    assert all(claim["value"] > 0 for claim in report["claims"])
+
+
+def test_overhead_tells_the_whole_from_the_models(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = figures(capsys, monkeypatch, overhead, "--fields", "2", "--rounds", "1", "--size", "240", "320")
+    runs, steps, startup = report["tables"].values()
+    assert runs[0]["whole"] > runs[0]["overhead"] > 0
+    assert runs[0]["models"] > 0
+    assert report["claims"][0]["value"] == pytest.approx(runs[0]["overhead"])
+    assert {"decode", "store: write", "store: read", "scale", "tile, tensors, merge"} < {row["part"] for row in steps}
+    assert [row["part"] for row in startup] == ["imports", "models", "first run, beyond a later one"]
+
+
+def test_memory_compares_a_short_slide_with_a_long_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = figures(capsys, monkeypatch, memory, "--fields", "1", "3", "--size", "240", "320")
+    (rows,) = report["tables"].values()
+    assert [row["fields"] for row in rows] == [1, 3]
+    assert all(row["peak MB"] >= row["idle MB"] > 0 for row in rows)
+    assert report["claims"][0]["value"] == pytest.approx(rows[1]["peak MB"] / rows[0]["peak MB"])
+
+
+def test_a_report_says_which_bars_are_met(capsys: pytest.CaptureFixture[str]) -> None:
+    claims = [
+        common.Claim("quick", 0.5, "s", at_most=1.0),
+        common.Claim("slow", 2.0, "s", at_most=1.0),
+        common.Claim("sure", 0.95, at_least=0.9),
+        common.Claim("told", 3.0),
+    ]
+    common.show(common.Report("Bars", claims, {"Rows": [{"a": 1, "b": 0.25}]}), as_json=False)
+    printed = capsys.readouterr().out.splitlines()
+    assert "| quick | 0.5 s | ≤ 1 | met |" in printed
+    assert "| slow | 2 s | ≤ 1 | missed |" in printed
+    assert "| sure | 0.95 | ≥ 0.9 | met |" in printed
+    assert "| told | 3 |  |  |" in printed
+    assert "| 1 | 0.25 |" in printed
