@@ -79,14 +79,13 @@ def contiguous(module: Any) -> None:
     module.backbone.body = Contiguous(module.backbone.body)
 
 
-def half_backbone(module: Any) -> None:
-    """bfloat16 in backbone and pyramid."""
-    module.backbone.half_precision = True
+def precision(*, backbone: bool, box_head: bool) -> Callable[[Any], None]:
+    """bfloat16 in backbone and pyramid, and in the box head, or float32."""
 
+    def change(module: Any) -> None:
+        module.backbone.half_precision, module.roi_heads.box_head.half_precision = backbone, box_head
 
-def half_box_head(module: Any) -> None:
-    """bfloat16 in the box head."""
-    module.roi_heads.box_head.half_precision = True
+    return change
 
 
 def half_proposal_head(module: Any) -> None:
@@ -128,34 +127,48 @@ def lowest_objectness(limit: float) -> Callable[[Any], None]:
     return change
 
 
+def proposal_iou(limit: float) -> Callable[[Any], None]:
+    """Proposals that overlap by more than this are one."""
+
+    def change(module: Any) -> None:
+        module.rpn.nms_thresh = limit
+
+    return change
+
+
+def samples_a_bin(side: int) -> Callable[[Any], None]:
+    """RoIAlign reads `side` by `side` places in each of its 7 by 7 bins."""
+
+    def change(module: Any) -> None:
+        module.roi_heads.box_roi_pool.sampling_ratio = side
+
+    return change
+
+
 def variants(um_per_px: float) -> list[Variant]:
     """All ways that are compared; the first is what the others are measured against."""
-    half = (half_backbone, half_box_head)
-    best = (fold_batch_norms, *half, half_proposal_head)
-    tiles = TileSettings()
+    single = precision(backbone=False, box_head=False)
+    half = precision(backbone=True, box_head=True)
     return [
-        Variant("float32, contiguous", (contiguous,)),
-        Variant("float32, channels_last"),
-        Variant("batch norms folded", (fold_batch_norms,)),
-        Variant("bf16 backbone", (half_backbone,)),
-        Variant("bf16 backbone, box head", half),
-        Variant("bf16 backbone, box head, proposal head", (*half, half_proposal_head)),
-        Variant("bf16 all three, folded", best),
-        Variant("compiled", (compiled,)),
-        Variant("compiled, bf16 all three", (*half, half_proposal_head, compiled)),
-        *(
-            Variant(f"bf16 all three, folded; objectness ≥ {v}", (*best, lowest_objectness(v)))
-            for v in (0.05, 0.1, 0.2)
-        ),
-        *(Variant(f"bf16 all three, folded; ≤ {v} proposals", (*best, most_proposals(v))) for v in (500, 1000, 2000)),
-        *(
-            Variant(f"bf16 all three, folded; {v:g} µm/px", best, um_per_px=v)
-            for v in (0.26, 0.23, 0.2, 0.17)
-            if v != um_per_px
-        ),
-        *(
-            Variant(f"bf16 all three, folded; tiles ≤ {v} px", best, tiles=replace(tiles, tile_px=v))
-            for v in (384, 640)
+        Variant("float32, contiguous", (single, contiguous)),
+        Variant("float32, channels_last", (single,)),
+        Variant("float32, batch norms folded", (single, fold_batch_norms)),
+        Variant("compiled in float32", (single, compiled)),
+        Variant("bf16 backbone", (precision(backbone=True, box_head=False),)),
+        Variant("bf16 backbone, box head", (half,)),
+        Variant("bf16 backbone, box head, folded", (half, fold_batch_norms)),
+        Variant("compiled in bfloat16", (half, compiled)),
+        Variant("bf16 backbone, box head, proposal head", (half, half_proposal_head)),
+        Variant("as shipped"),
+        *(Variant(f"as shipped; objectness ≥ {v}", (lowest_objectness(v),)) for v in (0.1, 0.2, 0.3, 0.5)),
+        *(Variant(f"as shipped; ≤ {v} proposals", (most_proposals(v),)) for v in (500, 1000, 2000)),
+        *(Variant(f"as shipped; proposals' IoU ≤ {v}", (proposal_iou(v),)) for v in (0.4, 0.6, 0.7)),
+        Variant("as shipped; 1 sample a bin", (samples_a_bin(1),)),
+        *(Variant(f"as shipped; {v} µm/px", um_per_px=v) for v in (0.26, 0.23, 0.2, 0.17) if v != um_per_px),
+        *(Variant(f"as shipped; tiles ≤ {v} px", tiles=TileSettings(tile_px=v)) for v in (384, 640)),
+        Variant(
+            "as shipped; proposal head bf16, objectness ≥ 0.2, 1 sample a bin",
+            (half_proposal_head, lowest_objectness(0.2), samples_a_bin(1)),
         ),
     ]
 
