@@ -35,6 +35,9 @@ CONNECT_SECONDS = 30
 CLOSE_SECONDS = 10
 WORKER_BYTES = 2 << 30
 MOST_READING_THREADS = 8
+# A worker process that died is started again by its nanny, which takes a busy machine longer than the 15 s after which
+# Dask would give the worker up for lost, and with the last one the run.
+COMING_BACK = {"distributed.deploy.lost-worker-timeout": "1 hour"}
 # What stays so however often it is tried.
 LASTING = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
@@ -150,28 +153,28 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _started(settings: ClusterSettings, device: str) -> Iterator[tuple[Any, str]]:
     """What a client connects to, and the device of models there."""
+    import dask
+    from distributed import LocalCluster
+
     if settings.scheduler is not None:
         yield settings.scheduler, device
         return
-    if settings.cluster_class is None:
-        with _this_machine(settings.workers, gpus := visible_gpus(device)) as cluster:
-            yield cluster, "cuda" if gpus else "cpu"
+    # Calls to a cluster that has lost its last worker for good fail in the end, and are not waited for without one.
+    with dask.config.set({"distributed.scheduler.no-workers-timeout": settings.wait_seconds}):
+        if settings.cluster_class is None:
+            cluster = _this_machine(settings.workers, gpus := visible_gpus(device))
+            device = "cuda" if gpus else "cpu"
+        else:
+            cluster = _cluster_of_class(settings.cluster_class, settings.arguments)
+        is_here = settings.cluster_class is None or isinstance(cluster, LocalCluster)
+        with dask.config.set(COMING_BACK if is_here else {}), cluster:
+            if settings.maximum is not None:
+                cluster.adapt(minimum=settings.minimum, maximum=settings.maximum)
+            elif settings.workers is not None and settings.cluster_class is not None:
+                cluster.scale(settings.workers)
+            yield cluster, device
             # On a busy machine workers are slow to leave and are killed then, which is as well.
             logging.getLogger("distributed").setLevel(logging.ERROR)
-        return
-    cluster_class = _import_class(settings.cluster_class)
-    try:
-        cluster = cluster_class(**settings.arguments)
-    except Exception as error:  # every kind of cluster has its own
-        raise ClusterError(
-            f"{settings.cluster_class} with {dict(settings.arguments)} does not start: {error}"
-        ) from error
-    with cluster:
-        if settings.maximum is not None:
-            cluster.adapt(minimum=settings.minimum, maximum=settings.maximum)
-        elif settings.workers is not None:
-            cluster.scale(settings.workers)
-        yield cluster, device
 
 
 def _this_machine(workers: int | None, gpus: Sequence[str]) -> Any:
@@ -221,6 +224,14 @@ def visible_gpus(device: str) -> list[str]:
     if int(index or 0) >= n:
         raise ClusterError(f"device {device!r}: this machine has {n} CUDA devices")
     return [gpus[int(index)]] if index else gpus
+
+
+def _cluster_of_class(path: str, arguments: Mapping[str, Any]) -> Any:
+    cluster_class = _import_class(path)
+    try:
+        return cluster_class(**arguments)
+    except Exception as error:  # every kind of cluster has its own
+        raise ClusterError(f"{path} with {dict(arguments)} does not start: {error}") from error
 
 
 def _import_class(path: str) -> Callable[..., Any]:

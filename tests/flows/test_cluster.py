@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -10,10 +11,12 @@ from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
+import dask
 import psutil
 import pytest
 import torch
-from distributed import Client, KilledWorker
+from distributed import Client, KilledWorker, get_worker
+from distributed.scheduler import NoValidWorkerError
 
 from flows import cluster
 from flows.cluster import CheckedExecutor, ClusterError, ClusterSettings, open_cluster, read_settings
@@ -208,8 +211,6 @@ def test_model_has_a_gpu_for_itself_while_fields_are_read() -> None:
 
 
 def describe_worker() -> dict[str, Any]:
-    from distributed import get_worker
-
     worker = get_worker()
     return {
         "pid": os.getpid(),
@@ -218,6 +219,32 @@ def describe_worker() -> dict[str, Any]:
         "folder": worker.local_directory,
         "calls": worker.state.nthreads,
     }
+
+
+def leave() -> None:
+    worker = get_worker()
+    worker.loop.add_callback(worker.close)
+
+
+@pytest.mark.dask
+def test_calls_to_a_cluster_without_workers_fail_in_the_end() -> None:
+    lonely = ClusterSettings(None, "distributed.LocalCluster", IN_THREADS, wait_seconds=1)
+    with open_cluster(lonely, "cpu", []) as opened:
+        opened.reading.submit(leave).result(timeout=30)
+        with pytest.raises(NoValidWorkerError):
+            opened.reading.submit(add, 1, 2).result(timeout=60)
+
+
+@pytest.mark.slow
+@pytest.mark.dask
+def test_worker_that_is_slow_to_come_back_is_waited_for() -> None:
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "10ms"}),
+        open_cluster(ClusterSettings(workers=1, wait_seconds=120), "cpu", []) as opened,
+    ):
+        first = opened.reading.submit(os.getpid).result(timeout=120)
+        os.kill(first, signal.SIGKILL)
+        assert opened.reading.submit(os.getpid).result(timeout=120) != first
 
 
 @pytest.mark.dask

@@ -245,7 +245,7 @@ def test_the_detectors_recipe_learns_four_pictures_by_heart(tmp_path: Path) -> N
     torch.manual_seed(0)
     model: Any = models.build(DETECTOR)
     freeze(model, ())
-    settings = LoopSettings(steps=90, batch=4, rate=1e-3, warm_up=10, average=0.8, slow=(), data_workers=0)
+    settings = LoopSettings(steps=140, batch=4, rate=1e-3, warm_up=10, average=0.8, slow=(), data_workers=0)
     trained = fit(model, FourPictures(), list, detection_losses(()), settings, tmp_path / "c.pt", CPU)
     for index in range(4):
         pixels, truth = FourPictures()[index]
