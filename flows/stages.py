@@ -135,14 +135,19 @@ def _whole(value: T) -> T:
 
 def _outcome(work: Work, run: Run) -> SlideOutcome:
     """What became of a slide whose stages are done."""
-    slide, results = work.slide, [stage.result(raise_on_failure=False) for stage in work.stages]
-    error = next((result for result in results if isinstance(result, BaseException)), None)
-    counted = results[1]
-    if isinstance(counted, SlideOutcome) and error is None:
+    slide, counted, error = work.slide, None, None
+    for stage in work.stages:
+        try:
+            result = stage.result()
+        except Exception as raised:  # whatever it was, it is this slide's alone
+            error = raised
+            break
+        counted = result if isinstance(result, SlideOutcome) else counted
+    if counted is not None and error is None:
         return counted
     why = "unknown" if error is None else reason(error)
     get_run_logger().error("%r: %s", slide.slide_id, why)
-    if isinstance(counted, SlideOutcome):
+    if counted is not None:
         not_drawn = FailedField("", f"not annotated: {why}")
         return replace(counted, failed_fields=(*counted.failed_fields, not_drawn))
     if not run.job.keep_pixels:

@@ -348,12 +348,12 @@ def test_field_that_kills_every_worker_costs_its_slide_alone(
     (tmp_path / "killer.py").write_text(KILLER)
     monkeypatch.setattr(stages.ingest, "retry_delay_seconds", 0)
     monkeypatch.setattr(stages.ingest, "retries", 1)
-    with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
-        LocalCluster(
-            n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", preload=[str(tmp_path / "killer.py")]
-        ) as cluster,
-    ):
-        report = run_flow(slides, UPath(tmp_path / "out"), scheduler=cluster.scheduler_address)
+    site = tmp_path / "site.toml"
+    site.write_text(
+        'class = "distributed.LocalCluster"\n[arguments]\nn_workers = 1\nthreads_per_worker = 1\n'
+        f'dashboard_address = "127.0.0.1:0"\npreload = ["{tmp_path}/killer.py"]\n'
+    )
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
+        report = run_flow(slides, UPath(tmp_path / "out"), scheduler=None, settings=str(site))
     assert statuses(report) == {"empty": "counted", "long": "failed", "mixed": "counted"}
     assert next(o for o in report.outcomes if o.slide_id == "long").reason.startswith("a worker died 1 times in a row")
