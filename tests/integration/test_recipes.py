@@ -51,6 +51,8 @@ batch = 1
 data_workers = 0
 [mosaic]
 size_px = 128
+[calibrate]
+pictures = 2
 [[data]]
 format = "coco"
 images = "smears"

@@ -19,7 +19,7 @@ from wbc.datasets.coco import coco_truth, read_coco
 from wbc.datasets.crops import PATCH_PX, PATCH_UM, Crops, cut_crops, read_crop_table
 from wbc.datasets.fractions import read_fractions
 from wbc.datasets.labels import LabelledPicture, clean, red_cell_um_per_px
-from wbc.datasets.mosaic import MosaicSettings, Source, cut, load_source
+from wbc.datasets.mosaic import MosaicSettings, Source, add_giant_platelets, cut, load_source
 from wbc.datasets.voc import read_voc
 from wbc.datasets.yolo import read_yolo
 from wbc.training.detector import BoxData, Mosaics, load_sources, read_boxes
@@ -350,6 +350,30 @@ def test_red_cells_of_a_mosaic_have_the_sizes_asked_for(source: Source) -> None:
     sides = np.concatenate([(b[:, 2:] - b[:, :2]).max(1).values for b in (mosaics[i][1]["boxes"] for i in range(6))])
     assert 30 * 0.9 < np.median(sides) < 32 * 1.15
     assert sides.max() < 32 * 1.15
+
+
+def test_giant_platelets_are_as_large_as_red_cells_where_there_is_room(tmp_path: Path, paint: Paint) -> None:
+    discs = [(40, 40, 5), (100, 60, 5), (300, 20, 20), (290, 45, 5), (4, 100, 5)]
+    Image.fromarray(paint(200, 400, discs)).save(tmp_path / "a.png")
+    boxes: list[Box] = [(x - r, y - r, x + r + 1, y + r + 1) for x, y, r in discs]
+    names = ["platelet", "platelet", "rbc", "platelet", "platelet"]
+    source = load_source([clean(tmp_path / "a.png", boxes, names)], 0.2, ["rbc", "platelet"], 1.0)
+    assert len(source.platelets) == 2  # one of the others meets a red cell, one the edge
+    before = source.pixels[0]
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        pixels, all_boxes, labels = add_giant_platelets(before, source.boxes[0], source.labels[0], source, 36, rng)
+        new = all_boxes[len(boxes) :]
+        assert 1 <= len(new) <= 2
+        assert labels[len(boxes) :].tolist() == [2] * len(new)
+        sides = (new[:, 2:] - new[:, :2]).max(1)
+        assert sides.min() > 0.55 * 36
+        assert sides.max() < 1.45 * 36
+        for x0, y0, x1, y1 in new.round().astype(int):
+            disc = pixels[y0:y1, x0:x1].astype(int)
+            assert (disc <= before[y0:y1, x0:x1]).all()
+            assert (disc < before[y0:y1, x0:x1]).all(2).mean() > 0.5
+    np.testing.assert_array_equal(before, source.pixels[0])
 
 
 def test_a_cut_cell_stays_while_enough_of_it_is_seen() -> None:

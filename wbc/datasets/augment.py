@@ -84,7 +84,7 @@ def jitter_optics(pixels: Pixels, jitter: Jitter, rng: np.random.Generator) -> P
 
 
 def add_debris(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Now and then a pointer, scale bar or thread across the picture uint8 (H,W,3): on slides, and no cell."""
+    """Now and then a pointer, scale bar, thread or heap of precipitate on the picture uint8 (H,W,3), and no cell."""
     if rng.random() > 0.25:
         return pixels
     picture = Image.fromarray(pixels)
@@ -96,8 +96,13 @@ def add_debris(pixels: Pixels, rng: np.random.Generator) -> Pixels:
         length, width = rng.uniform(20, 200), rng.uniform(1, 14)
         dx, dy = np.cos(angle) * length, np.sin(angle) * length
         nx, ny = -np.sin(angle) * width, np.cos(angle) * width
-        if rng.random() < 0.5:  # a pointer narrows to its tip
+        kind = rng.random()
+        if kind < 0.4:  # a pointer narrows to its tip
             pen.polygon([(x - nx, y - ny), (x + nx, y + ny), (x + dx, y + dy)], fill=255)
+        elif kind < 0.6:
+            spread, grain = rng.uniform(4, 25), rng.uniform(0.5, 2.5)
+            for px, py in rng.normal((x, y), spread, (int(rng.integers(5, 60)), 2)):
+                pen.ellipse([(px - grain, py - grain), (px + grain, py + grain)], fill=int(rng.integers(80, 256)))
         else:
             pen.line([(x, y), (x + dx, y + dy)], fill=255, width=max(1, int(width / 2)))
     if rng.random() < 0.5:

@@ -1,6 +1,6 @@
 """Training pictures laid together from many labelled ones, each epoch another way."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,26 +14,33 @@ LARGEST_RED_CELL_PX = 62
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A data set in memory: pixels uint8 (H,W,3), boxes and labels a picture, one scale, and how often it is drawn."""
+    """A data set in memory: pixels uint8 (H,W,3), boxes and labels a picture, one scale, and how often it is drawn.
+
+    `platelets` are cut-outs uint8 (h,w,3) of single platelets, each in the middle two thirds of its cut-out.
+    """
 
     pixels: list[NDArray[np.uint8]]
     boxes: list[NDArray[np.float32]]
     labels: list[NDArray[np.int64]]
     um_per_px: float
     weight: float
+    platelets: list[NDArray[np.uint8]] = field(default_factory=list)
+    platelet_label: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class MosaicSettings:
     """`size_px` of the square canvas; red cells drawn from `smallest` to `largest` px.
 
-    A cut cell stays a cell where at least the fraction `visible` of its box is left.
+    A cut cell stays a cell where at least the fraction `visible` of its box is left. A part `giant_platelets` of the
+    pictures gets one or two platelets as large as red cells, which the data sets hardly have.
     """
 
     size_px: int = 640
     smallest_red_cell_px: float = 25.0
     largest_red_cell_px: float = 50.0
     visible: float = 0.35
+    giant_platelets: float = 0.0
 
 
 def load_source(pictures: list[LabelledPicture], um_per_px: float, classes: list[str], weight: float) -> Source:
@@ -56,11 +63,64 @@ def load_source(pictures: list[LabelledPicture], um_per_px: float, classes: list
         pixels.append(np.asarray(small))
         boxes.append(p.boxes * np.float32(coarser))
         labels.append(np.array([number[label] for label in p.labels], np.int64))
-    return Source(pixels, boxes, labels, um_per_px / coarser, weight)
+    label = number.get("platelet", 0)
+    cut_outs = [c for i in range(len(pixels)) for c in _cut_out(pixels[i], boxes[i], labels[i] == label)]
+    return Source(pixels, boxes, labels, um_per_px / coarser, weight, cut_outs, label)
+
+
+def _cut_out(
+    pixels: NDArray[np.uint8], boxes: NDArray[np.float32], wanted: NDArray[np.bool_]
+) -> list[NDArray[np.uint8]]:
+    """Windows 1.5 times the size of the wanted boxes, of those that lie inside the picture and meet no other box."""
+    found = []
+    for i in np.flatnonzero(wanted):
+        middle, half = (boxes[i, :2] + boxes[i, 2:]) / 2, 0.75 * (boxes[i, 2:] - boxes[i, :2])
+        x0, y0 = np.floor(middle - half).astype(int)
+        x1, y1 = np.ceil(middle + half).astype(int)
+        others = np.delete(boxes, i, 0)
+        apart = (others[:, 0] > x1) | (others[:, 2] < x0) | (others[:, 1] > y1) | (others[:, 3] < y0)
+        if min(x0, y0) >= 0 and x1 <= pixels.shape[1] and y1 <= pixels.shape[0] and apart.all():
+            found.append(pixels[y0:y1, x0:x1])
+    return found
+
+
+def add_giant_platelets(
+    pixels: NDArray[np.uint8],
+    boxes: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    source: Source,
+    red_cell_px: float,
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]:
+    """One or two of the source's platelets, enlarged to 0.6 to 1.4 red cells, where the picture has room for them.
+
+    They are laid over it as light goes through both: the picture times the share of light that the platelet lets pass.
+    """
+    pixels = pixels.copy()
+    for _ in range(int(rng.integers(1, 3))):
+        platelet = source.platelets[int(rng.integers(len(source.platelets)))]
+        factor = red_cell_px * rng.uniform(0.6, 1.4) / (max(platelet.shape[:2]) / 1.5)
+        w, h = (max(8, round(side * factor)) for side in platelet.shape[1::-1])
+        if w >= pixels.shape[1] or h >= pixels.shape[0]:
+            continue
+        window = np.asarray(Image.fromarray(platelet).resize((w, h), Image.Resampling.BICUBIC), np.float32)
+        passes = np.clip(window / np.percentile(window.reshape(-1, 3), 80, axis=0), 0, 1) ** rng.uniform(1.0, 2.0)
+        y, x = np.mgrid[-1 : 1 : h * 1j, -1 : 1 : w * 1j]
+        inside = np.clip((1 - np.hypot(x, y)) / 0.2, 0, 1)[..., None]
+        for _ in range(10):
+            left, top = int(rng.integers(pixels.shape[1] - w)), int(rng.integers(pixels.shape[0] - h))
+            box = np.array([left + w / 6, top + h / 6, left + w * 5 / 6, top + h * 5 / 6], np.float32)
+            if len(boxes) and (np.minimum(boxes[:, 2:], box[2:]) > np.maximum(boxes[:, :2], box[:2])).all(1).any():
+                continue
+            under = pixels[top : top + h, left : left + w]
+            under[:] = (under * (1 - inside * (1 - passes))).astype(np.uint8)
+            boxes, labels = np.concatenate([boxes, box[None]]), np.append(labels, source.platelet_label)
+            break
+    return pixels, boxes, labels
 
 
 def draw_piece(
-    source: Source, red_cell_px: float, jitter: Jitter, rng: np.random.Generator
+    source: Source, red_cell_px: float, settings: MosaicSettings, jitter: Jitter, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]:
     """One picture of `source`, turned, sheared, stained anew and scaled so that red cells measure `red_cell_px`."""
     i = int(rng.integers(len(source.pixels)))
@@ -71,7 +131,10 @@ def draw_piece(
     h, w = round(pixels.shape[0] * factor), round(pixels.shape[1] * factor)
     scale = np.array([w / pixels.shape[1], h / pixels.shape[0]] * 2, np.float32)
     scaled = np.asarray(Image.fromarray(pixels).resize((w, h), Image.Resampling.BILINEAR))
-    return jitter_stain(scaled, jitter, rng), boxes * scale, source.labels[i]
+    boxes, labels = boxes * scale, source.labels[i]
+    if source.platelets and rng.random() < settings.giant_platelets:
+        scaled, boxes, labels = add_giant_platelets(scaled, boxes, labels, source, red_cell_px, rng)
+    return jitter_stain(scaled, jitter, rng), boxes, labels
 
 
 def draw_mosaic(
@@ -93,7 +156,7 @@ def draw_mosaic(
         height, x, spare = min(int(4.3 * red_cell_px), size - y), 0, int(rng.integers(0, 60))
         while x < size:
             source = sources[alone if alone is not None else int(rng.choice(len(sources), p=weights))]
-            pixels, boxes, labels = draw_piece(source, red_cell_px * rng.uniform(0.92, 1.08), jitter, rng)
+            pixels, boxes, labels = draw_piece(source, red_cell_px * rng.uniform(0.92, 1.08), settings, jitter, rng)
             top = int(rng.integers(0, max(1, pixels.shape[0] - height + 1)))
             left = spare if x == 0 and pixels.shape[1] > 2 * spare else 0
             piece = pixels[top : top + height, left : left + size - x]

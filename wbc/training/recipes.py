@@ -25,6 +25,7 @@ from wbc.geometry import cut_square
 from wbc.models.imagenet import load_lite_weights
 from wbc.slides import read_field
 from wbc.taxonomy import label_matrix, load_taxonomy
+from wbc.training.calibration import CalibrationSettings, calibrate
 from wbc.training.classifier import CropSamples, CropSettings, tree_losses
 from wbc.training.detector import (
     BoxData,
@@ -78,7 +79,7 @@ def train_detector(config: Path, data: Path, out: Path, device: str) -> ModelCar
     """
     plan = read_config(
         config,
-        {"um_per_px", "frozen", "mosaic", "rendered"},
+        {"um_per_px", "frozen", "mosaic", "rendered", "calibrate"},
     )
     classes, loop = list(plan["classes"]), section(LoopSettings, plan["loop"], "loop")
     specs = [section(BoxData, d, "data") for d in plan["data"]]
@@ -97,6 +98,9 @@ def train_detector(config: Path, data: Path, out: Path, device: str) -> ModelCar
         loop.seed,
     )
     trained = fit(model, samples, list, detection_losses(frozen), loop, out / "checkpoint.pt", torch.device(device))
+    calibration = section(CalibrationSettings, plan.get("calibrate", {}), "calibrate")
+    shifts = calibrate(trained, samples, loop.steps * loop.batch, classes, calibration)
+    log.info("shifted by %s", shifts)
     card = registry.save(out, trained, card)
     return registry.save(
         out, trained, _with_metrics(card, measure_detector(plan.get("measure", []), data, out, device))
