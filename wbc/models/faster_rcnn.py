@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
@@ -26,7 +27,8 @@ class FasterRCNNSettings:
     red cells 6-8 µm, white cells 12-18 µm, megakaryocytes beyond.
     Proposals are limited by `lowest_objectness` rather than by number, which would lose cells in crowded fields;
     `most_proposals` bounds a tile of 1024x1024 px, level by level and in all. Proposals that overlap by `proposal_iou`
-    are one: cells hide each other less than things in photographs do.
+    are one: cells hide each other less than things in photographs do. RoIAlign reads `samples_a_bin` squared places in
+    each of a region's 7 by 7 bins, which are little larger than a pixel of their map.
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -37,6 +39,7 @@ class FasterRCNNSettings:
     most_proposals: int = 4000
     lowest_objectness: float = 0.02
     proposal_iou: float = 0.5
+    samples_a_bin: int = 1
     nms_iou: float = 0.5
 
 
@@ -49,7 +52,7 @@ def has_bfloat16(device_type: str) -> bool:
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
-def half_precision(part: "PyramidBackbone | BoxHead", device: torch.device) -> torch.autocast:
+def half_precision(part: "PyramidBackbone | ProposalHead | BoxHead", device: torch.device) -> torch.autocast:
     """The autocast that `part` runs under on `device`; in training its caller's, unless `part` says otherwise."""
     wanted = part.half_precision
     if wanted is None:
@@ -89,6 +92,18 @@ class AsItIs(GeneralizedRCNNTransform):  # type: ignore[misc]
         return image, target
 
 
+class ProposalHead(RPNHead):  # type: ignore[misc]
+    """Objectness and box deltas of every anchor, in bfloat16 as `PyramidBackbone` is."""
+
+    half_precision: bool | None = None
+
+    def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Maps float32 (B,C,H,W) -> objectness (B,A,H,W) and deltas (B,4A,H,W), float32."""
+        with half_precision(self, maps[0].device):
+            objectness, deltas = super().forward(maps)
+        return [o.float() for o in objectness], [d.float() for d in deltas]
+
+
 class BoxHead(TwoMLPHead):  # type: ignore[misc]
     """Two fully connected layers over a pooled region, in bfloat16 as `PyramidBackbone` is."""
 
@@ -117,13 +132,15 @@ def build(
     """
     backbone = PyramidBackbone(settings.backbone, settings.pyramid_channels, pretrained=pretrained)
     levels = list("0123")
-    pool = MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2, canonical_scale=68, canonical_level=4)
+    pool = MultiScaleRoIAlign(
+        levels, output_size=7, sampling_ratio=settings.samples_a_bin, canonical_scale=68, canonical_level=4
+    )
+    anchors = AnchorGenerator(sizes=settings.anchor_px, aspect_ratios=((1.0,),) * len(settings.anchor_px))
     head = BoxHead(settings.pyramid_channels * 7 * 7, settings.head_width)
     model = FasterRCNN(
         backbone,
-        rpn_anchor_generator=AnchorGenerator(
-            sizes=settings.anchor_px, aspect_ratios=((1.0,),) * len(settings.anchor_px)
-        ),
+        rpn_anchor_generator=anchors,
+        rpn_head=ProposalHead(settings.pyramid_channels, anchors.num_anchors_per_location()[0]),
         rpn_pre_nms_top_n_train=settings.proposals_in_training,
         rpn_post_nms_top_n_train=settings.proposals_in_training,
         rpn_pre_nms_top_n_test=settings.most_proposals,
