@@ -84,32 +84,40 @@ def jitter_optics(pixels: Pixels, jitter: Jitter, rng: np.random.Generator) -> P
 
 
 def add_debris(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Now and then a pointer, scale bar, thread or heap of precipitate on the picture uint8 (H,W,3), and no cell."""
-    if rng.random() > 0.25:
+    """Now and then what lies on slides and is no cell, on the picture uint8 (H,W,3).
+
+    Pointers, scale bars, threads and heaps of precipitate, black or in the colour of a stain, or a pale stained cloud.
+    """
+    if rng.random() > 0.35:
         return pixels
     picture = Image.fromarray(pixels)
-    h, w = pixels.shape[:2]
+    w, h = picture.size
     drawn = Image.new("L", (w, h), 0)
     pen = ImageDraw.Draw(drawn)
+    cloud = rng.random() < 0.3
     for _ in range(int(rng.integers(1, 4))):
         x, y, angle = rng.uniform(0, w), rng.uniform(0, h), rng.uniform(0, 2 * np.pi)
         length, width = rng.uniform(20, 200), rng.uniform(1, 14)
         dx, dy = np.cos(angle) * length, np.sin(angle) * length
         nx, ny = -np.sin(angle) * width, np.cos(angle) * width
         kind = rng.random()
-        if kind < 0.4:  # a pointer narrows to its tip
-            pen.polygon([(x - nx, y - ny), (x + nx, y + ny), (x + dx, y + dy)], fill=255)
-        elif kind < 0.6:
-            spread, grain = rng.uniform(4, 25), rng.uniform(0.5, 2.5)
+        if cloud or kind < 0.3:
+            spread, grain = rng.uniform(4, 25), rng.uniform(3, 9) if cloud else rng.uniform(0.5, 3)
             for px, py in rng.normal((x, y), spread, (int(rng.integers(5, 60)), 2)):
                 pen.ellipse([(px - grain, py - grain), (px + grain, py + grain)], fill=int(rng.integers(80, 256)))
+        elif kind < 0.65:  # a pointer narrows to its tip
+            pen.polygon([(x - nx, y - ny), (x + nx, y + ny), (x + dx, y + dy)], fill=255)
         else:
             pen.line([(x, y), (x + dx, y + dy)], fill=255, width=max(1, int(width / 2)))
-    if rng.random() < 0.5:
-        drawn = drawn.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 4)))
-    dark = rng.uniform(0, 90, 3) if rng.random() < 0.8 else rng.uniform(0, 255, 3)
-    ink = Image.new("RGB", (w, h), (int(dark[0]), int(dark[1]), int(dark[2])))
-    return np.asarray(Image.composite(ink, picture, drawn))
+    if cloud or rng.random() < 0.5:
+        drawn = drawn.filter(ImageFilter.GaussianBlur(rng.uniform(2, 6) if cloud else rng.uniform(0.5, 4)))
+    opacity = rng.uniform(0.1, 0.4) if cloud else rng.uniform(0.5, 1)
+    if cloud or rng.random() < 0.4:
+        colour = rng.uniform((50, 30, 110), (140, 110, 190))
+    else:
+        colour = rng.uniform(0, 90, 3) if rng.random() < 0.8 else rng.uniform(0, 255, 3)
+    ink = Image.new("RGB", (w, h), (int(colour[0]), int(colour[1]), int(colour[2])))
+    return np.asarray(Image.composite(ink, picture, drawn.point(lambda level: int(level * opacity))))
 
 
 def turn(pixels: Pixels, boxes: NDArray[np.float32], rng: np.random.Generator) -> tuple[Pixels, NDArray[np.float32]]:
