@@ -60,7 +60,7 @@ def test_as_many_cells_as_there_are_at_the_score() -> None:
 
 def test_class_that_is_not_shown_stays() -> None:
     model: Any = ShyDetector()
-    *others, wbc = count_shifts(model, Pictures(), range(4), len(CLASSES), 0.7)
+    *others, wbc = count_shifts(model, Pictures(), range(4), len(CLASSES), CalibrationSettings())
     assert wbc == 0
     assert min(others) > 0
 

@@ -1,4 +1,4 @@
-"""Where a detector's scores stand: at the score that a count asks for it reports as many cells as there are."""
+"""Where a detector's scores stand: at the score that a count asks for it reports about as many cells as there are."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,21 +13,23 @@ from torchvision.models.detection import FasterRCNN
 
 @dataclass(frozen=True, slots=True)
 class CalibrationSettings:
-    """How many `pictures` tell, and the `score` at which a class's number of detections is to be right.
+    """How many `pictures` tell, and the `score` that as many detections are to have as the `share` of true cells.
 
-    No class moves by more than `most` (a logit): a detector that has hardly learnt cannot be helped.
+    The last cells, of which a picture's edge leaves a sliver, would have to be bought with false ones. No class moves
+    by more than `most` (a logit): a detector that has hardly learnt cannot be helped.
     """
 
     pictures: int = 80
     score: float = 0.7
+    share: float = 0.98
     most: float = 3.0
 
 
 @torch.inference_mode()
 def count_shifts(
-    model: FasterRCNN, samples: Dataset[Any], indices: Sequence[int], n_classes: int, score: float
+    model: FasterRCNN, samples: Dataset[Any], indices: Sequence[int], n_classes: int, settings: CalibrationSettings
 ) -> list[float]:
-    """Per class the logit to add, so that on these pictures as many detections as true cells have at least `score`.
+    """Per class the logit to add, so that on these pictures the wanted number of detections has the wanted score.
 
     `samples` are pictures and targets as torchvision's detectors take them. A class that they do not show stays.
     """
@@ -43,8 +45,9 @@ def count_shifts(
     shifts = []
     for parts, n in zip(scores, n_true, strict=True):
         best = torch.cat(parts).sort(descending=True).values
-        threshold = best[min(int(n), len(best)) - 1] if n and len(best) else torch.tensor(score)
-        shifts.append(float(torch.logit(torch.tensor(score)) - torch.logit(threshold, eps=1e-4)))
+        wanted, last = torch.tensor(settings.score), max(0, min(round(settings.share * n), len(best)) - 1)
+        threshold = best[last] if n and len(best) else wanted
+        shifts.append(float(torch.logit(wanted) - torch.logit(threshold, eps=1e-4)))
     return shifts
 
 
@@ -61,7 +64,7 @@ def calibrate(
     for round_ in range(2):
         start = first + round_ * settings.pictures
         indices = range(start, start + settings.pictures)
-        shifts = count_shifts(model, samples, indices, len(classes), settings.score)
+        shifts = count_shifts(model, samples, indices, len(classes), settings)
         step = np.clip(total + shifts, -settings.most, settings.most) - total
         with torch.no_grad():
             bias = model.roi_heads.box_predictor.cls_score.bias
