@@ -3,11 +3,13 @@
 The only place that knows Dask.
 """
 
+import atexit
 import errno
-import hashlib
 import importlib
 import logging
 import os
+import signal
+import sys
 import threading
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +17,7 @@ from concurrent.futures import Executor, Future
 from concurrent.futures import wait as wait_for_all
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from uuid import uuid4
@@ -23,6 +25,7 @@ from weakref import WeakSet
 
 import wbc
 from wbc.registry import ModelError, ModelRef, read_card
+from wbc.revision import code_revision
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -38,6 +41,7 @@ MOST_READING_THREADS = 8
 # A worker process that died is started again by its nanny, which takes a busy machine longer than the 15 s after which
 # Dask would give the worker up for lost, and with the last one the run.
 COMING_BACK = {"distributed.deploy.lost-worker-timeout": "1 hour"}
+SEMAPHORES_LEFT = "ignore:resource_tracker:UserWarning"
 # What stays so however often it is tried.
 LASTING = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
@@ -180,7 +184,8 @@ def _started(settings: ClusterSettings, device: str) -> Iterator[tuple[Any, str]
 def _this_machine(workers: int | None, gpus: Sequence[str]) -> Any:
     """A cluster of worker processes here: one a GPU, else one a core, as memory allows."""
     from dask.system import CPU_COUNT
-    from distributed import Nanny, Scheduler, SpecCluster
+    from distributed import Scheduler, SpecCluster
+    from distributed.deploy.spec import close_clusters
     from distributed.system import MEMORY_LIMIT
 
     n_workers = workers or len(gpus) or max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_BYTES))
@@ -199,9 +204,30 @@ def _this_machine(workers: int | None, gpus: Sequence[str]) -> Any:
     specs = {}
     for i in range(n_workers):
         visible = {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)] if gpus else ""}
-        specs[i] = {"cls": Nanny, "options": options | {"env": env | visible}}
+        specs[i] = {"cls": _nanny_of_deaf, "options": options | {"env": env | visible}}
     scheduler = {"cls": Scheduler, "options": here | {"port": 0}}
-    return SpecCluster(workers=specs, scheduler=scheduler, silence_logs=logging.WARNING)  # type: ignore[no-untyped-call]
+    try:
+        return SpecCluster(workers=specs, scheduler=scheduler, silence_logs=logging.WARNING)  # type: ignore[no-untyped-call]
+    except KeyboardInterrupt:
+        # One that is half started cannot be closed, which Dask would try at the end. Its workers end with this process.
+        atexit.unregister(close_clusters)
+        raise
+
+
+def _nanny_of_deaf(*args: Any, **options: Any) -> Any:
+    """A nanny whose worker process a terminal's Ctrl-C does not reach: it is ours to end, and would only complain."""
+    from distributed import Nanny
+
+    # This runs in the cluster's own thread, whose signal mask is inherited by the processes that it starts. Python
+    # starts the resource tracker along with the first of them and lifts the mask then: so it must be up before. That
+    # a worker which had to be killed has left semaphores, which the tracker removes, is nothing to warn of.
+    sys.warnoptions.append(SEMAPHORES_LEFT)
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.remove(SEMAPHORES_LEFT)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    return Nanny(*args, **options)
 
 
 def visible_gpus(device: str) -> list[str]:
@@ -281,16 +307,6 @@ def describe_here(models: Sequence[ModelRef]) -> tuple[str, str, str]:
         if found != model.sha256:
             wrong.append(f"{model.reference!r} is {found[:12]}… there, {model.sha256[:12]}… on this machine")
     return wbc.__version__, code_revision(), "; ".join(wrong)
-
-
-@cache
-def code_revision() -> str:
-    """SHA-256 of the source files of the wbc that this process runs, 64 hexadecimal digits."""
-    root = Path(wbc.__file__).parent
-    found = hashlib.sha256()
-    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
-        found.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
-    return found.hexdigest()
 
 
 def run_checked(revision: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

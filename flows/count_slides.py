@@ -13,7 +13,7 @@ from flows.cluster import ClusterSettings, open_cluster, read_settings
 from flows.listening import Listener, current_listener, listening
 from flows.slide_table import slide_line
 from flows.stages import MOST_SLIDES, STAGES, Run, count_all, is_drawn
-from wbc import pipeline, registry, tables
+from wbc import pipeline, registry, results
 from wbc.pipeline import CountSettings, Job, SlideOutcome
 from wbc.registry import ModelRef
 from wbc.slides import discover
@@ -63,7 +63,7 @@ def count_slides(
 
     A slide that fails, or a field of it, never costs the others: it is in the report with its reason. Raises
     ValueError or OSError where the run as a whole cannot be: no such folder, model, taxonomy, cluster; OUT not
-    writable. Raises NothingCounted where every slide of a deployment's run failed.
+    writable, or among the slides. Raises NothingCounted where every slide of a deployment's run failed.
 
     Args:
         slides: Folder of slide folders, a path or an fsspec address.
@@ -85,8 +85,9 @@ def count_slides(
     job = _job(out, detector, classifier, taxonomy)
     job = replace(job, settings=CountSettings(min_score), force=force, verify=verify, keep_pixels=keep_pixels)
     wanted = (read_settings(settings) if settings else ClusterSettings()).overridden(workers, scheduler)
+    results.check_apart(UPath(slides), job.out)
     found = [replace(slide, um_per_px=um_per_px) for slide in discover(UPath(slides))]
-    tables.check_writable(job.out)
+    results.check_writable(job.out)
     pipeline.remove_leftovers(job.out)
 
     listener = current_listener()

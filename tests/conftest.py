@@ -1,5 +1,6 @@
 """Fixtures for all tests: painted slides, whose cells are known to the pixel, and a detector that finds just these."""
 
+import os
 from collections.abc import Callable, Iterable
 from io import BytesIO
 from pathlib import Path
@@ -110,6 +111,15 @@ def make_job(dark_folder: Path) -> MakeJob:
         return Job(out, **options | changes)
 
     return made
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real slides: WBC_TEST_DATA, else the one beside the repository. Tests that need it are skipped."""
+    folder = Path(os.environ.get("WBC_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not (folder / "slides" / "truth_coco.json").is_file():
+        pytest.skip(f"no real slides in {folder}: WBC_TEST_DATA names their folder")
+    return folder
 
 
 @pytest.fixture(scope="session")

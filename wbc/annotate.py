@@ -2,26 +2,21 @@
 
 import colorsys
 import io
-import os
 import zlib
 from concurrent.futures import Executor, wait
-from typing import Any
-from uuid import uuid4
 
-import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFont
 from upath import UPath
 
+from wbc.files import write_whole
 from wbc.slides import read_field, safe_name
-from wbc.tables import read_slide_row, table_path
+from wbc.tables import read_slide_row, read_table
 from wbc.types import Slide
 
 JPEG_QUALITY = 88
 SMALLEST_TEXT_PX = 9
-TEMPORARY = ".tmp"
-LOCAL = ("", "file", "local")
 # Told apart by eye on a pink and violet ground; the kinds that neighbour in maturity lie far apart.
 COLOURS = {
     "rbc": (150, 40, 40),
@@ -50,29 +45,26 @@ def annotated_path(out: UPath, slide_id: str, field: str) -> UPath:
 
 
 def annotate_slide(out: UPath, slide: Slide, executor: Executor) -> None:
-    """Draw every counted field of a slide from its tables, one future a field; sweeps what a killed run left there.
+    """Draw every counted field of a slide from its tables, one future a field.
 
     All fields are tried; then raises the first one's FieldError or OSError. Raises FileNotFoundError where the slide
     has no committed count.
     """
     failed = {f.field for f in read_slide_row(out, slide.slide_id).failed_fields}
-    content = table_path(out, "cells", slide.slide_id).read_bytes()
-    cells = pq.ParquetFile(pa.BufferReader(content)).read().to_pandas()
-    by_field = dict(iter(cells.groupby("field")))
-    _remove_temporaries(out / "annotated" / slide.slide_id)
+    cells = read_table(out, "cells", slide.slide_id)
     futures = []
     for path in slide.field_paths:
         # As the tables write names that Arrow cannot hold.
         field = path.name.encode(errors="backslashreplace").decode()
         if field not in failed:
-            target = annotated_path(out, slide.slide_id, field)
-            futures.append(executor.submit(annotate_field, path, by_field.get(field, cells.iloc[:0]), target))
+            own, target = cells.filter(pc.equal(cells["field"], field)), annotated_path(out, slide.slide_id, field)
+            futures.append(executor.submit(annotate_field, path, own, target))
     wait(futures)
     for future in futures:
         future.result()
 
 
-def annotate_field(path: UPath, cells: pd.DataFrame, target: UPath) -> None:
+def annotate_field(path: UPath, cells: pa.Table, target: UPath) -> None:
     """Write the field at `path` to the JPEG `target`, its `cells` (rows of the table, x0 … y1 in field px) drawn in.
 
     The score is the classifier's where it ran, else the detector's. The file is there whole or not at all. Raises
@@ -81,19 +73,17 @@ def annotate_field(path: UPath, cells: pd.DataFrame, target: UPath) -> None:
     picture = Image.fromarray(read_field(path))
     draw = ImageDraw.Draw(picture)
     side_px = max(picture.size)
-    named = cells["type_score"].notna()
     # Nucleated cells last, so that no red cell's box runs through their names.
-    cell: Any
-    for cell in pd.concat([cells[~named], cells[named]]).itertuples(index=False):
-        box = (cell.x0, cell.y0, cell.x1, cell.y1)
-        score = cell.score if pd.isna(cell.type_score) else cell.type_score
-        label = f"{cell.cell_type} {score:.2f}".replace("_", " ")
-        text_px = (side_px / 140, side_px / 110) if not pd.isna(cell.type_score) else (SMALLEST_TEXT_PX, side_px / 180)
-        _draw_cell(draw, box, label, _colour(cell.cell_type), max(2, round(side_px / 900)), text_px)
+    for cell in sorted(cells.to_pylist(), key=lambda cell: cell["type_score"] is not None):
+        kind, score, is_named = cell["cell_type"], cell["score"], cell["type_score"] is not None
+        label = f"{kind} {cell['type_score'] if is_named else score:.2f}".replace("_", " ")
+        text_px = (side_px / 140, side_px / 110) if is_named else (SMALLEST_TEXT_PX, side_px / 180)
+        box = (cell["x0"], cell["y0"], cell["x1"], cell["y1"])
+        _draw_cell(draw, box, label, _colour(kind), max(2, round(side_px / 900)), text_px)
     sink = io.BytesIO()
     # Full colour resolution: thin lines are what the drawing is for.
     picture.save(sink, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    _write(target, sink.getvalue())
+    write_whole(target, sink.getvalue())
 
 
 def _draw_cell(
@@ -128,22 +118,3 @@ def _colour(cell_type: str) -> tuple[int, int, int]:
         return COLOURS[cell_type]
     r, g, b = colorsys.hsv_to_rgb(zlib.crc32(cell_type.encode()) % 360 / 360, 1.0, 0.7)
     return round(255 * r), round(255 * g), round(255 * b)
-
-
-def _write(target: UPath, content: bytes) -> None:
-    temporary = target.parent / f".{uuid4().hex[:8]}{TEMPORARY}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        temporary.write_bytes(content)
-        if target.protocol in LOCAL:
-            os.replace(temporary.path, target.path)
-        else:
-            target.fs.mv(temporary.path, target.path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _remove_temporaries(folder: UPath) -> None:
-    for path in list(folder.iterdir()) if folder.is_dir() else []:
-        if path.name.startswith(".") and path.name.endswith(TEMPORARY):
-            path.unlink(missing_ok=True)

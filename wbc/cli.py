@@ -1,31 +1,20 @@
 """The `wbc` command: every verb is one call into the library or a flow."""
 
-import json
 import logging
 import os
 import re
-import signal
-import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from wbc import __version__
+from wbc.terminal import INTERRUPTED, print_count, print_json, print_tables, stopping_soon, usage_errors, warnings_on
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from flows.count_slides import CountReport
-    from wbc.report import SlideReport
-
-# Exit statuses beside 0.
-WRONG_USAGE, NOT_ALL_COUNTED, INTERRUPTED = 2, 3, 130
-STOP_SECONDS = 15.0
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 train = typer.Typer(no_args_is_help=True)
@@ -124,12 +113,12 @@ def count(
         "annotate": annotate,
     }
     try:
-        with _usage_errors(), _stopping_soon():
-            _check_early(slides, taxonomy)
+        with usage_errors(), stopping_soon():
+            _check_early(slides, out, taxonomy)
             report = _run_count(parameters, verbose)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    _print_count(report, out, as_json)
+    print_count(report.outcomes, out, as_json)
 
 
 def _prepare_prefect(verbose: bool) -> None:
@@ -141,35 +130,16 @@ def _prepare_prefect(verbose: bool) -> None:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 
-@contextmanager
-def _stopping_soon() -> Iterator[None]:
-    """Within, Ctrl-C ends the process when the cluster is closed, and after STOP_SECONDS at the latest.
-
-    It ends Prefect's private server too, for whose answer Prefect would wait for minutes.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        typer.echo("wbc: interrupted; the same command goes on where this one stopped", err=True)
-        last = threading.Timer(STOP_SECONDS, os._exit, [INTERRUPTED])
-        last.daemon = True
-        last.start()
-        signal.default_int_handler(number, frame)
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _check_early(slides: str, taxonomy: str) -> None:
+def _check_early(slides: str, out: str, taxonomy: str) -> None:
     """Raises ValueError for the likeliest slips, before a count's libraries are loaded, which takes long."""
     from upath import UPath
 
+    from wbc.results import check_apart
     from wbc.taxonomy import load_taxonomy
 
     if not UPath(slides).is_dir():
         raise ValueError(f"no such folder of slides: {slides}")
+    check_apart(UPath(slides), UPath(out))
     load_taxonomy(taxonomy)
 
 
@@ -180,69 +150,20 @@ def _run_count(parameters: dict[str, Any], verbose: bool) -> "CountReport":
     with console.status("loading") if console.is_terminal else nullcontext():
         from flows.count_slides import count_slides
         from flows.listening import listening
+        from flows.private_server import start_private_server
         from wbc.report import LogLines, ProgressBar
 
+        start_private_server()
     if verbose:
         with listening(LogLines(console)):
             report: CountReport = count_slides(**parameters)
     elif console.is_terminal:
-        with _warnings_on(console), ProgressBar(console) as bar, listening(bar):
+        with warnings_on(console), ProgressBar(console) as bar, listening(bar):
             report = count_slides(**parameters)
     else:
-        with _warnings_on(console), listening(LogLines(console)):
+        with warnings_on(console), listening(LogLines(console)):
             report = count_slides(**parameters)
     return report
-
-
-@contextmanager
-def _warnings_on(console: "Console") -> Iterator[None]:
-    """Within, what wbc warns of is a line on the console: Prefect's handler, which is silenced, would have shown it."""
-    from rich.text import Text
-
-    class Lines(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            console.print(Text(f"{record.levelname.lower()}: {record.getMessage()}", style="yellow"), soft_wrap=True)
-
-    logger, lines = logging.getLogger("wbc"), Lines(logging.WARNING)
-    logger.addHandler(lines)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(lines)
-        logger.propagate = True
-
-
-def _print_count(report: "CountReport", out: str, as_json: bool) -> None:
-    from upath import UPath
-
-    from wbc.report import failures, outcome_json, read_report
-
-    counted = {o.slide_id: read_report(UPath(out), o.slide_id) for o in report.outcomes if o.status != "failed"}
-    if as_json:
-        _print_json(out, [outcome_json(o, counted.get(o.slide_id)) for o in report.outcomes])
-    else:
-        _print_tables(list(counted.values()))
-    missing = [line for outcome in report.outcomes for line in failures(outcome)]
-    for line in missing:
-        typer.echo(line, err=True)
-    if missing:
-        raise typer.Exit(NOT_ALL_COUNTED)
-
-
-def _print_json(out: str, slides: list[dict[str, Any]]) -> None:
-    typer.echo(json.dumps({"out": out, "slides": slides}, indent=1, ensure_ascii=False, allow_nan=False))
-
-
-def _print_tables(reports: "list[SlideReport]") -> None:
-    from rich.console import Console
-
-    from wbc.report import report_table
-
-    # A log or a pipe has no width to wrap at.
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    for report in reports:
-        console.print(report_table(report))
 
 
 @app.command()
@@ -252,7 +173,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Print the differentials in OUT again."""
-    with _usage_errors():
+    with usage_errors():
         from upath import UPath
 
         from wbc.report import counted_slides, read_report, report_json
@@ -266,9 +187,9 @@ def show(
             )
         reports = [read_report(UPath(out), slide_id) for slide_id in ([slide] if slide else known)]
     if as_json:
-        _print_json(out, [report_json(report) for report in reports])
+        print_json(out, [report_json(report) for report in reports])
     else:
-        _print_tables(reports)
+        print_tables(reports)
 
 
 @app.command()
@@ -279,7 +200,7 @@ def synth(
     seed: Annotated[int, typer.Option(min=0, help="The same seed renders the same bytes.")] = 0,
 ) -> None:
     """Render smears with exact truth beside them (COCO JSON): something to count without a microscope."""
-    with _usage_errors():
+    with usage_errors():
         from wbc.synth import render_slides
 
         truth = render_slides(out, slides, fields, seed)
@@ -290,7 +211,7 @@ def synth(
 def train_detector(config: Config, data: Data, out: ModelOut, device: Device = "auto") -> None:
     """Train a detector: boxes of cells from whole fields."""
     with _training():
-        from wbc.pipeline import resolve_device
+        from wbc.registry import resolve_device
         from wbc.training import recipes
 
         card = recipes.train_detector(config, data, out, resolve_device(device))
@@ -301,7 +222,7 @@ def train_detector(config: Config, data: Data, out: ModelOut, device: Device = "
 def train_classifier(config: Config, data: Data, out: ModelOut, device: Device = "auto") -> None:
     """Train a classifier: the kind of a white cell from its crop."""
     with _training():
-        from wbc.pipeline import resolve_device
+        from wbc.registry import resolve_device
         from wbc.training import recipes
 
         card = recipes.train_classifier(config, data, out, resolve_device(device))
@@ -312,7 +233,7 @@ def train_classifier(config: Config, data: Data, out: ModelOut, device: Device =
 def _training() -> Iterator[None]:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        with _usage_errors():
+        with usage_errors():
             yield
     except KeyboardInterrupt:
         typer.echo("wbc: interrupted; the same command goes on from the last checkpoint", err=True)
@@ -323,20 +244,3 @@ def _print_trained(out: Path, metrics: dict[str, float]) -> None:
     typer.echo(f"model in {out}")
     for name, value in metrics.items():
         typer.echo(f"{name}: {value:g}")
-
-
-@contextmanager
-def _usage_errors() -> Iterator[None]:
-    """What the user's words or files made impossible becomes one line and exit status 2."""
-    try:
-        yield
-    except OSError as error:
-        reason = f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error)
-        _refuse(reason, error)
-    except (ValueError, ImportError) as error:
-        _refuse(str(error), error)
-
-
-def _refuse(reason: str, error: Exception) -> None:
-    typer.echo(f"wbc: {' '.join(reason.split())}", err=True)
-    raise typer.Exit(WRONG_USAGE) from error

@@ -121,6 +121,15 @@ def load(ref: ModelRef, device: str) -> LoadedModel:
     return LoadedModel(module.to(device).eval(), card, torch.device(device))
 
 
+def resolve_device(device: str) -> str:
+    """`auto` as this machine has it. Raises ValueError where CUDA is asked for and missing."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r}: no CUDA device here")
+    return device
+
+
 def load_weights(module: nn.Module, path: Path) -> nn.Module:
     """Fill `module` from a safetensors file. Raises ModelError naming the tensors that do not fit."""
     try:

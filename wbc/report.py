@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.box import SIMPLE
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -18,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from upath import UPath
 
-from wbc.tables import FailedField, SlideRow, read_slide_row, table_path
+from wbc.tables import FailedField, SlideRow, read_slide_row, read_table, table_path
 from wbc.taxonomy import load_taxonomy, shipped_taxonomies
 from wbc.types import DifferentialRow
 
@@ -43,14 +41,13 @@ def counted_slides(out: UPath) -> list[str]:
 
 def read_report(out: UPath, slide_id: str) -> SlideReport:
     """A slide's count from its tables. Raises FileNotFoundError where there is none, ValueError where it is broken."""
-    row = read_slide_row(out, slide_id)
-    path = table_path(out, "differentials", slide_id)
-    content = path.read_bytes()
+    row, kinds = read_slide_row(out, slide_id), read_table(out, "differentials", slide_id)
     try:
-        rows = pq.ParquetFile(pa.BufferReader(content)).read().drop_columns("slide_id").to_pylist()
-        return SlideReport(row, tuple(DifferentialRow(**kind) for kind in rows))
-    except (TypeError, KeyError, pa.ArrowException) as error:
-        raise ValueError(f"{str(path)!r} holds no differential: {error}") from error
+        return SlideReport(row, tuple(DifferentialRow(**kind) for kind in kinds.drop_columns("slide_id").to_pylist()))
+    except (TypeError, KeyError) as error:
+        raise ValueError(
+            f"{str(table_path(out, 'differentials', slide_id))!r} holds no differential: {error}"
+        ) from error
 
 
 def report_json(report: SlideReport) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def write_field(path: UPath, key: FieldKey, pixels: NDArray[np.uint8]) -> None:
         chunks=(side, side, 3),
         shards=(*shard, 3),
         compressors=COMPRESSION,
+        chunk_key_encoding={"name": "default", "separator": "."},  # "/" is three folders more for a field's one file
         overwrite=True,
         dimension_names=("y", "x", "channel"),
         config={"write_empty_chunks": True},  # else every chunk is first compared with zeros: half the time of writing

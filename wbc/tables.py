@@ -12,29 +12,26 @@ of which either happened or did not, however the run ends:
    commit: it says that the other two are the same count's.
 
 A run killed before step 3 leaves the old count, killed later a slide without a row, whose old count is in the history
-already; either way the next run counts the slide again and ends with the same files. `remove_temporaries` at its start
-sweeps what the killed one left. Stamps (`OUT/.wbc/<slide_id>.json`) are facts about fields, true whichever count
-stands. One run at a time may write to an OUT.
+already; either way the next run counts the slide again and ends with the same files, having swept the temporary ones
+at its start. One run at a time may write to an OUT.
 """
 
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal
-from uuid import uuid4
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from upath import UPath
 
-from wbc.types import Differential, ScaleFrom
+from wbc import files
+from wbc.files import local_path
+from wbc.types import Differential, DifferentialRow, ScaleFrom
 
 Kind = Literal["cells", "differentials", "slides"]
 
@@ -128,15 +125,6 @@ class SlideRow:
             raise ValueError(f"counted_at {self.counted_at} has no time zone")
 
 
-@dataclass(frozen=True, slots=True)
-class FieldRecord:
-    """A field's size in bytes and time of change when its content had the digest `sha256`."""
-
-    size: int
-    modified: str
-    sha256: str
-
-
 def cells_table(
     slide_id: str,
     field_names: Sequence[str],
@@ -169,8 +157,8 @@ def cells_table(
 
 def differentials_table(slide_id: str, differential: Differential) -> pa.Table:
     """The `differentials` rows of a slide, in the order of `differential.rows`."""
-    rows = [{"slide_id": slide_id, **asdict(row)} for row in differential.rows]
-    return pa.Table.from_pylist(rows, SCHEMAS["differentials"])
+    columns = [[getattr(row, column.name) for row in differential.rows] for column in fields(DifferentialRow)]
+    return pa.table([[slide_id] * len(differential.rows), *columns], schema=SCHEMAS["differentials"])
 
 
 def slides_table(row: SlideRow) -> pa.Table:
@@ -196,40 +184,6 @@ def _checked(slide_id: str) -> str:
     return slide_id
 
 
-def check_writable(out: UPath) -> None:
-    """Make OUT and its folders and write a byte into each. Raises OSError, naming the folder that cannot be written."""
-    for folder in _folders(out):
-        with _naming(folder, "results cannot be written here"):
-            _write_temporary(folder / "probe", b"\0", False).unlink()
-
-
-def remove_temporaries(out: UPath) -> None:
-    """Remove what a killed run left half-written in OUT."""
-    kept = out / "history"
-    counts = [kinds for count in _listing(kept) for kinds in _listing(count)]
-    for folder in (*_folders(out), *counts):
-        for path in _listing(folder):
-            if path.name.startswith(".") and path.name.endswith(".tmp"):
-                path.unlink(missing_ok=True)
-
-
-def _folders(out: UPath) -> list[UPath]:
-    return [*(out / kind for kind in SCHEMAS), out / ".wbc"]
-
-
-def _listing(folder: UPath) -> list[UPath]:
-    return sorted(folder.iterdir(), key=lambda path: path.name) if folder.is_dir() else []
-
-
-def write_table(out: UPath, kind: Kind, slide_id: str, table: pa.Table) -> None:
-    """Replace one table of a slide, atomically; a count's three go through `commit`.
-
-    Raises ValueError where `table` has another schema, OSError where it cannot be written: the old one then stands.
-    """
-    path = table_path(out, kind, slide_id)
-    _publish(_stage(path, _parquet(kind, table)), path)
-
-
 def commit(out: UPath, cells: pa.Table, differentials: pa.Table, row: SlideRow) -> None:
     """Make `row`, with its cells and differentials, the count of its slide, in the steps told at this module's top.
 
@@ -248,13 +202,13 @@ def commit(out: UPath, cells: pa.Table, differentials: pa.Table, row: SlideRow) 
             _keep(out, row.slide_id, superseded)
         slides_path.unlink(missing_ok=True)
         for path in list(staged):
-            _publish(staged[path], path)
+            files.publish(staged[path], path)
             del staged[path]
     finally:
         for temporary in staged.values():
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-    if (folder := _local(slides_path.parent)) is not None:
+    if (folder := local_path(slides_path.parent)) is not None:
         # The renamings reach the disk in their order (a journal keeps it); this waits for the last of them.
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -268,7 +222,7 @@ def _keep(out: UPath, slide_id: str, count_id: str) -> None:
         old = table_path(out, kind, slide_id)
         kept = table_path(out / "history" / count_id, kind, slide_id)
         if old.exists():
-            _publish(_stage(kept, old.read_bytes()), kept)
+            files.publish(_stage(kept, old.read_bytes()), kept)
 
 
 def _parquet(kind: Kind, table: pa.Table) -> bytes:
@@ -280,51 +234,9 @@ def _parquet(kind: Kind, table: pa.Table) -> bytes:
     return content
 
 
-def _stage(path: UPath, content: bytes, *, durable: bool = True) -> UPath:
-    """A temporary file beside `path` with `content`; where `durable`, and local, on the disk by the time of return."""
-    with _naming(path, "cannot be written"):
-        return _write_temporary(path, content, durable)
-
-
-def _write_temporary(path: UPath, content: bytes, durable: bool) -> UPath:
-    temporary = path.parent / f".{path.name}.{uuid4().hex[:8]}.tmp"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            if durable and _local(path) is not None:
-                file.flush()
-                os.fsync(file.fileno())
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    return temporary
-
-
-def _publish(temporary: UPath, path: UPath) -> None:
-    """Give a staged file its place, in one step where the file system has one."""
-    source, target = _local(temporary), _local(path)
-    if source is not None and target is not None:
-        os.replace(source, target)
-    else:
-        path.fs.mv(temporary.path, path.path)
-
-
-def _local(path: UPath) -> str | None:
-    return path.path if path.protocol in ("", "file", "local") else None
-
-
-@contextmanager
-def _naming(path: UPath, what: str) -> Iterator[None]:
-    """OSErrors from within say what could not be done, why, and with which path."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno is None:
-            raise OSError(f"{what}: {reason}: {str(path)!r}") from error
-        raise OSError(error.errno, f"{what}: {reason}", str(path)) from error
+def _stage(path: UPath, content: bytes) -> UPath:
+    with files.naming(path, "cannot be written"):
+        return files.write_temporary(path, content, durable=True)
 
 
 def committed_count_id(out: UPath, slide_id: str) -> str | None:
@@ -339,53 +251,37 @@ def committed_count_id(out: UPath, slide_id: str) -> str | None:
 
 def _count_id(slides_path: UPath) -> str | None:
     try:
-        column = pq.ParquetFile(pa.BufferReader(slides_path.read_bytes())).read(["count_id"])["count_id"]
+        column = _parsed(slides_path.read_bytes(), ["count_id"])["count_id"]
         count_id = str(column[0].as_py())
     except (OSError, KeyError, IndexError, ValueError, pa.ArrowException):
         return None
     return count_id if count_id.isalnum() else None
 
 
-def read_slide_row(out: UPath, slide_id: str) -> SlideRow:
-    """A slide's row in `slides`. Raises FileNotFoundError where there is none, ValueError where it is broken."""
-    path = table_path(out, "slides", slide_id)
+def read_table(out: UPath, kind: Kind, slide_id: str) -> pa.Table:
+    """One table of a slide. Raises FileNotFoundError where there is none, ValueError where it is broken."""
+    path = table_path(out, kind, slide_id)
     content = path.read_bytes()
     try:
-        (row,) = pq.ParquetFile(pa.BufferReader(content)).read().to_pylist()
+        return _parsed(content)
+    except pa.ArrowException as error:
+        raise ValueError(f"{str(path)!r} holds no table of {kind}: {error}") from error
+
+
+def _parsed(content: bytes, columns: list[str] | None = None) -> pa.Table:
+    # A pool of threads takes longer to wake than one thread to read some kilobytes.
+    return pq.ParquetFile(pa.BufferReader(content)).read(columns, use_threads=False)
+
+
+def read_slide_row(out: UPath, slide_id: str) -> SlideRow:
+    """A slide's row in `slides`. Raises FileNotFoundError where there is none, ValueError where it is broken."""
+    table = read_table(out, "slides", slide_id)
+    try:
+        (row,) = table.drop_columns("counted_at").to_pylist()
+        # To make a time with its zone pyarrow imports pandas, which takes longer than all else that is done here.
+        (counted_at,) = table["counted_at"].cast(pa.timestamp("us")).to_pylist()
         failed = tuple(FailedField(**field) for field in row["failed_fields"])
         parts = {"failed_fields": failed, "flags": tuple(row["flags"]), "seconds": Seconds(**row["seconds"])}
-        return SlideRow(**row | parts)
-    except (TypeError, ValueError, pa.ArrowException) as error:
-        raise ValueError(f"{str(path)!r} holds no row of slides: {error}") from error
-
-
-def read_differentials(out: UPath) -> pd.DataFrame:
-    """The differentials of all slides in OUT, sorted by slide; no rows where none was counted."""
-    paths = [p for p in _listing(out / "differentials") if p.suffix == ".parquet" and not p.name.startswith(".")]
-    found = SCHEMAS["differentials"].empty_table()
-    if paths:
-        files = [p.path for p in paths]
-        found = ds.dataset(files, schema=found.schema, format="parquet", filesystem=paths[0].fs).to_table()
-    frame: pd.DataFrame = found.to_pandas()
-    return frame
-
-
-def write_stamps(out: UPath, slide_id: str, stamps: Mapping[str, FieldRecord]) -> None:
-    """Keep the stamps of a slide's fields by file name. Raises OSError where they cannot be written."""
-    path = _stamps_path(out, slide_id)
-    content = json.dumps({name: asdict(record) for name, record in stamps.items()}, indent=1).encode()
-    # Lost in a power cut, they cost no more than a digest of each field.
-    _publish(_stage(path, content, durable=False), path)
-
-
-def read_stamps(out: UPath, slide_id: str) -> dict[str, FieldRecord]:
-    """The stamps kept for a slide by file name; none where the file is missing or broken."""
-    try:
-        kept = json.loads(_stamps_path(out, slide_id).read_bytes())
-        return {name: FieldRecord(int(r["size"]), str(r["modified"]), str(r["sha256"])) for name, r in kept.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def _stamps_path(out: UPath, slide_id: str) -> UPath:
-    return out / ".wbc" / f"{_checked(slide_id)}.json"
+        return SlideRow(**row | parts, counted_at=counted_at.replace(tzinfo=UTC))
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{str(table_path(out, 'slides', slide_id))!r} holds no row of slides: {error}") from error

@@ -21,7 +21,7 @@ from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner, Result
 from upath import UPath
 
-from wbc import cli, models, registry
+from wbc import cli, models, registry, terminal
 from wbc.pipeline import SlideOutcome
 from wbc.types import ModelCard
 
@@ -93,10 +93,29 @@ def refused(result: Result) -> str:
     return " ".join(result.stderr.split())
 
 
-def test_help_needs_no_heavy_library() -> None:
-    program = "import sys, wbc.cli; print([m for m in ('torch', 'prefect', 'pandas', 'numpy') if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("module", "spared"),
+    [
+        ("wbc.cli", ("torch", "prefect", "pandas", "numpy")),
+        ("wbc.report", ("torch", "prefect", "pandas")),
+        ("wbc.pipeline", ("torchvision", "timm", "pandas")),
+    ],
+)
+def test_what_takes_long_to_import_waits_until_it_is_needed(module: str, spared: tuple[str, ...]) -> None:
+    program = f"import sys, {module}; print([m for m in {spared} if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+def test_a_slides_count_is_read_without_pandas(count: Wbc, slides: Path, tmp_path: Path) -> None:
+    count(slides, tmp_path / "out")
+    program = (
+        "import sys, upath, wbc.report\n"
+        f"wbc.report.read_report(upath.UPath({str(tmp_path / 'out')!r}), 's1')\n"
+        "print('pandas' in sys.modules)"
+    )
+    read = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert read.stdout.strip() == "False"
 
 
 def test_help_names_every_verb_and_option(wbc: Wbc) -> None:
@@ -265,6 +284,24 @@ def test_an_out_that_cannot_be_written_is_wrong_usage(count: Wbc, slides: Path, 
     assert str(tmp_path / "file" / "out") in told
 
 
+@pytest.mark.parametrize("place", [".", "out", "s1/annotated"])
+def test_an_out_among_the_slides_is_wrong_usage(
+    wbc: Wbc, scheduler: str, dark_folder: Path, slides: Path, place: str
+) -> None:
+    before = sorted(slides.rglob("*"))
+    told = refused(wbc("count", slides, "--out", slides / place))
+    assert f"OUT '{slides / place}' lies in SLIDES '{slides}'" in told
+    assert sorted(slides.rglob("*")) == before
+
+    from flows.count_slides import count_slides
+
+    with pytest.raises(ValueError, match="lies in SLIDES"):
+        count_slides(
+            str(slides), str(slides / place), str(dark_folder), classifier=None, device="cpu", scheduler=scheduler
+        )
+    assert sorted(slides.rglob("*")) == before
+
+
 def test_a_scheduler_that_is_none_is_wrong_usage(count: Wbc, slides: Path, tmp_path: Path) -> None:
     assert "nonsense" in refused(count(slides, tmp_path / "out", "--scheduler", "nonsense://here"))
 
@@ -285,7 +322,7 @@ def test_ctrl_c_ends_with_130(wbc: Wbc, slides: Path, tmp_path: Path, monkeypatc
         raise AssertionError("nobody stopped it")
 
     monkeypatch.setattr(flow, "count_slides", interrupted)
-    monkeypatch.setattr(cli, "STOP_SECONDS", 1e6)
+    monkeypatch.setattr(terminal, "STOP_SECONDS", 1e6)
     done = wbc("count", slides, "--out", tmp_path / "out")
     assert done.exit_code == 130
     assert "the same command goes on" in done.stderr

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from upath import UPath
 
-from wbc import tables
+from wbc import results, tables
 from wbc.pipeline import Job, count_slide, is_counted, record_failure
 from wbc.slides import discover
 
@@ -16,7 +16,7 @@ def test_a_failed_slide_is_in_the_tables_until_it_is_counted(
 ) -> None:
     (slide,) = discover(painted_slide)
     job = make_job(UPath(tmp_path / "out"))
-    tables.check_writable(job.out)
+    results.check_writable(job.out)
     record_failure(slide, job, "a worker died 3 times")
     row = tables.read_slide_row(job.out, slide.slide_id)
     assert "slide_failed" in row.flags

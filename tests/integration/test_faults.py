@@ -16,7 +16,7 @@ import pytest
 import torch
 from upath import UPath
 
-from wbc import models, pipeline, registry
+from wbc import models, registry, worker
 from wbc.pipeline import Job, count, count_slide, ingest, is_counted, remove_leftovers
 from wbc.registry import ModelError
 from wbc.slides import discover
@@ -225,6 +225,9 @@ def test_leftovers_of_a_run_killed_after_its_commit_are_swept(
     clean = contents(out)
     ingest(slide, make_job(out, force=True), threads)
     assert list(Path(out.path).rglob("*.zarr"))
+    for name in ("cells/.s1.parquet.0123.tmp", "annotated/s1/.f000.png.jpg.89ab.tmp"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(b"half")
     remove_leftovers(out)
     assert is_counted(slide, job)
     assert contents(out) == clean
@@ -248,7 +251,7 @@ def test_a_worker_that_fails_once_fails_the_slide_and_a_second_try_counts_it(
         raise RuntimeError("the GPU fell off the bus")
 
     ingested = ingest(slide, job, threads)
-    monkeypatch.setattr(pipeline, "detect", broken)
+    monkeypatch.setattr(worker, "detect", broken)
     with pytest.raises(RuntimeError, match="fell off the bus"):
         count(ingested, job, threads)
     monkeypatch.undo()

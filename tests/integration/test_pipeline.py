@@ -18,7 +18,7 @@ import zarr
 from PIL import Image
 from upath import UPath
 
-from wbc import models, pipeline, registry, tables
+from wbc import models, registry, tables, worker
 from wbc.detect import TileSettings
 from wbc.pipeline import CountSettings, Job, SlideOutcome, count_slide, is_counted
 from wbc.registry import ModelRef
@@ -150,7 +150,7 @@ def no_field_may_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a field was opened")
 
     for name in ("field_content", "decode_field", "field_um_per_px"):
-        monkeypatch.setattr(pipeline, name, opened)
+        monkeypatch.setattr(worker, name, opened)
 
 
 def test_a_counted_slide_is_known_without_opening_a_field(
@@ -210,7 +210,7 @@ def test_a_touched_field_is_read_again_and_nothing_more(
     counted_at = row(out)["counted_at"]
     os.utime(painted_slide.path + "/f001.png", (1, 1))
     assert not is_counted(only(painted_slide), job)
-    monkeypatch.setattr(pipeline, "detect", None)
+    monkeypatch.setattr(worker, "detect", None)
     again = count_slide(only(painted_slide), job, threads)
     assert (again.status, again.n_fields, again.n_cells) == ("unchanged", first.n_fields, first.n_cells)
     assert row(out)["counted_at"] == counted_at

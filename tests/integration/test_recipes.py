@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from wbc import registry
+from wbc.revision import code_revision
 from wbc.synth import SmearSettings, render_slides
 from wbc.training.recipes import train_classifier, train_detector
 
@@ -82,6 +83,7 @@ def test_a_trained_detector_has_a_card_with_its_figures_and_resumes(
     config = detector_config(tmp_path / "detector.toml", names)
     card = train_detector(config, data, tmp_path / "model", "cpu")
     assert (card.task, card.credits) == ("detector", ("rendered",))
+    assert card.code_revision == code_revision()
     assert {"smears AP", "smears AP50", "smears AP50_wbc"} <= set(card.metrics)
     ref, saved = registry.resolve(str(tmp_path / "model"), "detector")
     assert saved == card

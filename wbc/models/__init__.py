@@ -1,15 +1,20 @@
-"""Architectures by name: a card's `builder` names one of these, its `arguments` are the settings' fields."""
+"""Architectures by name: a card's `builder` names one of these, its `arguments` are the settings' fields.
+
+torchvision and timm, which take seconds to import, are imported by the builders that stand on them.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from wbc.models import crop_classifier, dark_regions, faster_rcnn
+from wbc.models import crop_classifier, dark_regions
 from wbc.types import ModelCard
 
 
 def _faster_rcnn(card: ModelCard) -> nn.Module:
+    from wbc.models import faster_rcnn
+
     settings = faster_rcnn.FasterRCNNSettings(**_tuples(card.arguments))
     module: nn.Module = faster_rcnn.build(len(card.classes), card.mean, card.std, settings)
     return module

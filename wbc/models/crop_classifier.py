@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import timm
 import torch
 from torch import nn
 
@@ -20,6 +19,8 @@ def build(
     n_classes: int, settings: CropClassifierSettings = CropClassifierSettings(), *, pretrained: bool = False
 ) -> nn.Module:
     """Crops float32 (B,3,S,S), normalised as the card says -> logits (B,n_classes)."""
+    import timm
+
     model: nn.Module = timm.create_model(
         settings.backbone,
         num_classes=n_classes,

@@ -23,6 +23,7 @@ from wbc.datasets.mosaic import MosaicSettings
 from wbc.detect import TileSettings, detect
 from wbc.geometry import cut_square
 from wbc.models.imagenet import load_lite_weights
+from wbc.revision import code_revision
 from wbc.slides import read_field
 from wbc.taxonomy import label_matrix, load_taxonomy
 from wbc.training.calibration import CalibrationSettings, calibrate
@@ -210,7 +211,7 @@ def _card(
         sha256="",
         threshold=float(plan.get("threshold", 0.0)),
         dataset=f"{config.name} {hashlib.sha256(config.read_bytes()).hexdigest()[:12]}",
-        code_revision=__version__,
+        code_revision=code_revision(),
         credits=tuple(plan.get("credits", ())),
     )
 

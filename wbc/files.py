@@ -1,0 +1,90 @@
+"""Files that stand whole or not at all, on any file system: written under a temporary name, then renamed."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from uuid import uuid4
+
+from upath import UPath
+
+
+def local_path(path: UPath) -> str | None:
+    """`path` as the operating system knows it; None where it is on no local file system."""
+    return path.path if path.protocol in ("", "file", "local") else None
+
+
+def write_temporary(path: UPath, content: bytes, *, durable: bool) -> UPath:
+    """A file with `content` beside `path`, named `.….tmp`, which readers of a folder pass over; makes the folder.
+
+    Where `durable`, and local, it is on the disk by the time of return. Raises OSError, naming a path, and leaves
+    nothing.
+    """
+    temporary = path.parent / f".{path.name}.{uuid4().hex[:8]}.tmp"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            if durable and local_path(path) is not None:
+                file.flush()
+                os.fsync(file.fileno())
+    except BaseException as error:
+        _discard(temporary)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:  # of a full disk, say
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    return temporary
+
+
+def publish(temporary: UPath, path: UPath) -> None:
+    """Give a temporary file its place, in one step where the file system has one."""
+    source, target = local_path(temporary), local_path(path)
+    if source is not None and target is not None:
+        os.replace(source, target)
+    else:
+        path.fs.mv(temporary.path, path.path)
+
+
+def write_whole(path: UPath, content: bytes) -> None:
+    """Write or replace a file, whole or not at all, but for a power cut. Raises OSError, and leaves nothing new."""
+    temporary = write_temporary(path, content, durable=False)
+    try:
+        publish(temporary, path)
+    except BaseException:
+        _discard(temporary)
+        raise
+
+
+def remove_temporaries(folder: UPath) -> None:
+    """Remove what a killed process left half-written in `folder` and below; nothing where there is no such folder."""
+    if (local := local_path(folder)) is not None:
+        for below, _, names in os.walk(local):
+            for name in filter(_is_temporary, names):
+                with suppress(FileNotFoundError):
+                    os.unlink(os.path.join(below, name))
+        return
+    # An object store lists all that is below a folder at one call.
+    for path in folder.fs.find(folder.path):
+        if _is_temporary(path.rsplit("/", 1)[-1]):
+            with suppress(FileNotFoundError):
+                folder.fs.rm_file(path)
+
+
+@contextmanager
+def naming(path: UPath, what: str) -> Iterator[None]:
+    """OSErrors from within say what could not be done, why, and with which path."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno is None:
+            raise OSError(f"{what}: {reason}: {str(path)!r}") from error
+        raise OSError(error.errno, f"{what}: {reason}", str(path)) from error
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def _discard(temporary: UPath) -> None:
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)

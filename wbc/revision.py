@@ -1,0 +1,17 @@
+"""Which code this is: the same on every machine that has the same files."""
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+import wbc
+
+
+@cache
+def code_revision() -> str:
+    """SHA-256 of the source files of the wbc that this process runs, 64 hexadecimal digits."""
+    root = Path(wbc.__file__).parent
+    found = hashlib.sha256()
+    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
+        found.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return found.hexdigest()
