@@ -1,12 +1,14 @@
 """A Prefect server of its own for the session, a Dask cluster of threads, and the flow with the detector of discs."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 from distributed import LocalCluster
 from upath import UPath
@@ -15,9 +17,12 @@ from wbc.pipeline import CountSettings, count_slide
 from wbc.slides import discover
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+# Servers and workers are started by the dozen, and each would compile its libraries for itself.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 ReadTables = Callable[[UPath], dict[str, pd.DataFrame]]
 SERVER_SECONDS = 180
+LEAVE_SECONDS = 30
 
 
 @pytest.fixture(scope="session")
@@ -72,3 +77,22 @@ def temporaries() -> Callable[[UPath], list[str]]:
         return sorted(str(p) for p in files if p.name.endswith(".tmp") or ".zarr/" in str(p) or "pixels/" in str(p))
 
     return found
+
+
+@pytest.fixture(scope="session")
+def survivors() -> Callable[[list[psutil.Process]], list[psutil.Process]]:
+    """Those of some processes that are alive though they have had time to end."""
+
+    def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+        def lives(process: psutil.Process) -> bool:
+            try:
+                return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+            except psutil.NoSuchProcess:
+                return False
+
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while any(map(lives, processes)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return [process for process in processes if lives(process)]
+
+    return alive

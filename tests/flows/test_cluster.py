@@ -218,6 +218,7 @@ def describe_worker() -> dict[str, Any]:
         "address": worker.address,
         "folder": worker.local_directory,
         "calls": worker.state.nthreads,
+        "hears_ctrl_c": signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, []),
     }
 
 
@@ -266,6 +267,7 @@ def test_this_machines_cluster_shares_the_cores_and_is_gone_after_an_error(
     assert worker["pid"] != os.getpid()
     assert worker["threads"] == len(os.sched_getaffinity(0))
     assert worker["calls"] == 1
+    assert not worker["hears_ctrl_c"]
     assert worker["address"].startswith("tcp://127.0.0.1:")
     assert not psutil.pid_exists(worker["pid"])
     assert not Path(worker["folder"]).exists()

@@ -20,7 +20,7 @@ from upath import UPath
 from flows import count_slides as flow_module
 from flows import stages
 from flows.count_slides import CountReport, NothingCounted, listening
-from wbc import models, pipeline, registry
+from wbc import models, pipeline, registry, worker
 from wbc.pipeline import SlideOutcome
 from wbc.types import ModelCard
 
@@ -119,7 +119,7 @@ def test_second_run_opens_no_field_and_starts_no_cluster(
         raise AssertionError("this is not needed")
 
     monkeypatch.setattr(flow_module, "open_cluster", forbidden)
-    monkeypatch.setattr(pipeline, "field_content", forbidden)
+    monkeypatch.setattr(worker, "field_content", forbidden)
     with listening(notes):
         second = run_flow(slides, out)
     assert statuses(second) == {"empty": "unchanged", "long": "unchanged", "mixed": "unchanged"}
@@ -328,15 +328,15 @@ def test_worker_killed_in_the_middle_changes_nothing(
 
 KILLER = """
 import functools, os, signal
-from wbc import pipeline
+from wbc import worker
 
 def deadly(read, path):
     if path.name == "deadly.png":
         os.kill(os.getpid(), signal.SIGKILL)
     return read(path)
 
-def dask_setup(worker):
-    pipeline.field_content = functools.partial(deadly, pipeline.field_content)
+def dask_setup(_dask_worker):
+    worker.field_content = functools.partial(deadly, worker.field_content)
 """
 
 

@@ -1,0 +1,206 @@
+"""A flow process that is killed, at any moment: run again, it leaves the tables of a run that never was."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+from upath import UPath
+
+pytestmark = [pytest.mark.dask, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+ROUNDS, KILLS_A_ROUND = 10, 2
+NEW_SCORE = 0.9
+Tables = dict[str, pd.DataFrame]
+Order = Callable[..., tuple[str, float]]
+RunFlow = Callable[..., Any]
+ReadTables = Callable[[UPath], Tables]
+
+
+@pytest.fixture(scope="module")
+def environment(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    home = str(tmp_path_factory.mktemp("home"))
+    quiet = {"PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_API_URL": prefect_server, "PREFECT_HOME": home}
+    return os.environ | quiet | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+
+
+@pytest.fixture(scope="module")
+def order(environment: dict[str, str]) -> Iterator[Order]:
+    """Runs the flow in a process of its own, to its end or to its violent death; what became of it, and its seconds."""
+    command = [sys.executable, str(Path(__file__).with_name("forked_runs.py"))]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT, env=environment, start_new_session=True
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        to, back = process.stdin, process.stdout
+
+        def run(**values: Any) -> tuple[str, float]:
+            to.write(json.dumps(values) + "\n")
+            to.flush()
+            word, seconds = back.readline().split()
+            return word, float(seconds)
+
+        yield run
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory, make_slide: Callable[[UPath, int], UPath]) -> UPath:
+    root = UPath(tmp_path_factory.mktemp("killed") / "slides")
+    for i, n_fields in enumerate((1, 9)):
+        make_slide(root / f"slide-{i}", n_fields)
+    return root
+
+
+@pytest.fixture(scope="module")
+def parameters(slides: UPath, dark_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The flow on workers that are threads of its process: no start of processes to wait for."""
+    site = tmp_path_factory.mktemp("site") / "threads.toml"
+    site.write_text(
+        'class = "distributed.LocalCluster"\n[arguments]\nprocesses = false\nn_workers = 2\n'
+        'threads_per_worker = 1\ndashboard_address = "127.0.0.1:0"\n'
+    )
+    common = {"slides": str(slides), "detector": str(dark_folder), "classifier": None, "device": "cpu"}
+    return common | {"settings": str(site)}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    order: Order, parameters: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[UPath, float]:
+    """OUT of a run that nobody disturbs, and the seconds from the moment that it found its slides."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    word, seconds = order(parameters=parameters | {"out": str(out)})
+    assert word == "done"
+    return UPath(out), seconds
+
+
+@pytest.fixture(scope="module")
+def recounted(
+    undisturbed: tuple[UPath, float],
+    order: Order,
+    parameters: dict[str, Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> UPath:
+    """OUT of an undisturbed run with other settings over the counts of the first, which are in its history."""
+    out = tmp_path_factory.mktemp("recounted") / "out"
+    shutil.copytree(undisturbed[0].path, out)
+    assert order(parameters=parameters | {"out": str(out), "min_score": NEW_SCORE})[0] == "done"
+    return UPath(out)
+
+
+def assert_whole(out: UPath) -> int:
+    """Whatever has a row in `slides` has the cells and the differential of the same count; how many have one."""
+    rows = [path for path in (out / "slides").glob("*.parquet") if not path.name.startswith(".")]
+    for path in rows:
+        (n_cells,) = pd.read_parquet(path.path)["n_cells"]
+        assert len(pd.read_parquet((out / "cells" / path.name).path)) == n_cells
+        counts = pd.read_parquet((out / "differentials" / path.name).path)
+        assert counts.set_index("cell_type")["count"]["rbc"] == n_cells
+    return len(rows)
+
+
+def assert_equal(found: Tables, expected: Tables) -> None:
+    for kind, table in expected.items():
+        pd.testing.assert_frame_equal(found[kind], table)
+
+
+def test_killed_at_any_moment_and_run_again_the_tables_are_the_same(
+    order: Order,
+    parameters: dict[str, Any],
+    undisturbed: tuple[UPath, float],
+    tmp_path: Path,
+    slides: UPath,
+    run_flow: RunFlow,
+    read_tables: ReadTables,
+    temporaries: Callable[[UPath], list[str]],
+) -> None:
+    expected, seconds = read_tables(undisturbed[0]), undisturbed[1]
+    moments = random.Random(20)
+    rows, n_half_done = [], 0
+    for i in range(ROUNDS):
+        out = UPath(tmp_path / f"out-{i}")
+        for _ in range(KILLS_A_ROUND):
+            moment = moments.uniform(0, seconds)
+            if order(parameters=parameters | {"out": str(out)}, kill_after=moment)[0] == "killed":
+                rows.append(assert_whole(out))
+                n_half_done += bool(temporaries(out))
+        run_flow(slides, out)
+        assert_equal(read_tables(out), expected)
+        assert temporaries(out) == []
+    # Else the kills came all before or after the work, and the above says nothing.
+    assert len(rows) > ROUNDS
+    assert len(set(rows)) > 1
+    assert n_half_done > 2
+
+
+# Of each slide seven files take their places: its fields' stamps, the old count's tables in the history, the new one's.
+@pytest.mark.parametrize("kill_at", [2, 4, 5, 6, 7, 12])
+def test_killed_between_two_tables_a_new_count_replaces_the_old_one_all_the_same(
+    kill_at: int,
+    order: Order,
+    parameters: dict[str, Any],
+    undisturbed: tuple[UPath, float],
+    recounted: UPath,
+    tmp_path: Path,
+    slides: UPath,
+    run_flow: RunFlow,
+    read_tables: ReadTables,
+    temporaries: Callable[[UPath], list[str]],
+) -> None:
+    out = UPath(tmp_path / "out")
+    shutil.copytree(undisturbed[0].path, out.path)
+    assert order(parameters=parameters | {"out": str(out), "min_score": NEW_SCORE}, kill_at=kill_at)[0] == "killed"
+    assert_whole(out)
+    run_flow(slides, out, min_score=NEW_SCORE)
+    places = [".", *sorted(f"history/{path.name}" for path in (recounted / "history").iterdir())]
+    assert len(places) > 1
+    for place in places:
+        assert_equal(read_tables(out / place), read_tables(recounted / place))
+    assert temporaries(out) == []
+
+
+SCRIPT = """
+import json, sys
+from flows.count_slides import count_slides, listening
+
+class Told:
+    def slides_found(self, n_slides, n_fields): pass
+    def fields_done(self, n_fields, n_cells): print("counting", flush=True)
+    def slide_done(self, outcome): pass
+
+with listening(Told()):
+    count_slides(**json.loads(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_flow_that_is_stopped_takes_its_cluster_with_it(
+    number: signal.Signals,
+    environment: dict[str, str],
+    parameters: dict[str, Any],
+    tmp_path: Path,
+    survivors: Callable[[list[psutil.Process]], list[psutil.Process]],
+) -> None:
+    values = parameters | {"out": str(tmp_path / "out"), "settings": None, "workers": 1}
+    command = [sys.executable, "-c", SCRIPT, json.dumps(values)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "counting\n"
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert any("spawn_main" in word for worker in started for word in worker.cmdline())
+        process.send_signal(number)
+        process.wait(60)
+    assert survivors(started) == []
