@@ -1,4 +1,4 @@
-"""Red cells of 7.2 µm tell the scale of a slide, and too few of them tell nothing."""
+"""Red cells of 7.4 µm tell the scale of a slide, and too few of them tell nothing."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,15 +8,15 @@ import pytest
 from numpy.typing import NDArray
 
 from wbc.registry import LoadedModel
-from wbc.scale import ENOUGH_CELLS, estimate_um_per_px
+from wbc.scale import ENOUGH_CELLS, WHOLE_RED_CELL_UM, estimate_um_per_px
 
 Discs = list[tuple[int, int, int]]
 Paint = Callable[[int, int, Discs], NDArray[np.uint8]]
 
 
 def smear(paint: Paint, um_per_px: float, n: int, height: int = 700, width: int = 900) -> NDArray[np.uint8]:
-    """At most `n` red cells of 7.2 µm in rows, from the middle of the field outwards."""
-    radius = round(7.2 / um_per_px / 2)
+    """At most `n` red cells of 7.4 µm in rows, from the middle of the field outwards."""
+    radius = round(WHOLE_RED_CELL_UM / um_per_px / 2)
     step = round(2.6 * radius)
     places = [(x, y) for y in range(radius + 3, height, step) for x in range(radius + 3, width, step)]
     places.sort(key=lambda p: abs(p[0] - width / 2) + abs(p[1] - height / 2))
