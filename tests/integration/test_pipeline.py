@@ -22,6 +22,7 @@ from wbc import models, registry, tables, worker
 from wbc.detect import TileSettings
 from wbc.pipeline import CountSettings, Job, SlideOutcome, count_slide, is_counted
 from wbc.registry import ModelRef
+from wbc.scale import WHOLE_RED_CELL_UM
 from wbc.slides import discover
 from wbc.taxonomy import load_taxonomy
 from wbc.types import ModelCard, Slide
@@ -300,7 +301,7 @@ def test_the_scale_is_measured_on_red_cells(
 ) -> None:
     slide = only(make_slide(UPath(tmp_path / "slides" / "s1"), 2, cells=18))
     count_slide(slide, make_job(out), threads)
-    assert row(out)["um_per_px"] == pytest.approx(7.2 / 35, rel=0.05)
+    assert row(out)["um_per_px"] == pytest.approx(WHOLE_RED_CELL_UM / 35, rel=0.05)
     assert row(out)["scale_from"] == "red_cells"
     assert "scale_unknown" not in row(out)["flags"]
 
