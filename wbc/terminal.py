@@ -43,7 +43,10 @@ def _refuse(reason: str, error: Exception) -> None:
 
 @contextmanager
 def stopping_soon() -> Iterator[None]:
-    """Within, Ctrl-C ends the process when the cluster is closed, and after STOP_SECONDS at the latest."""
+    """Within, Ctrl-C or SIGTERM ends the process when the cluster is closed, and after STOP_SECONDS at the latest.
+
+    SIGTERM by itself would leave Prefect's private server behind.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         typer.echo("wbc: interrupted; the same command goes on where this one stopped", err=True)
@@ -52,11 +55,12 @@ def stopping_soon() -> Iterator[None]:
         last.start()
         signal.default_int_handler(number, frame)
 
-    before = signal.signal(signal.SIGINT, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _end_now() -> None:
