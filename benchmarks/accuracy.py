@@ -12,7 +12,6 @@ from upath import UPath
 from benchmarks.common import Claim, Report, Row, parser, show
 from wbc import registry
 from wbc.datasets.crops import Crops, patch
-from wbc.pipeline import resolve_device
 from wbc.slides import read_field
 from wbc.training.metrics import kind_accuracy
 from wbc.training.recipes import classifier_confusion, read_crops
@@ -97,7 +96,7 @@ def main() -> None:
     command.add_argument("--tecom-um-per-px", type=float, default=TECOM_UM_PER_PX)
     command.add_argument("--device", default="auto")
     chosen = command.parse_args()
-    report = measure(chosen.data, chosen.classifier, resolve_device(chosen.device), chosen.tecom_um_per_px)
+    report = measure(chosen.data, chosen.classifier, registry.resolve_device(chosen.device), chosen.tecom_um_per_px)
     show(report, as_json=chosen.json)
 
 

@@ -22,7 +22,6 @@ from benchmarks.common import Claim, Report, Row, labelled_slide, parser, pixels
 from wbc import registry
 from wbc.datasets.labels import LabelledPicture
 from wbc.detect import TileSettings, detect
-from wbc.pipeline import resolve_device
 from wbc.registry import LoadedModel
 
 LOWEST_SCORE = 0.05
@@ -237,7 +236,7 @@ def main() -> None:
     chosen = command.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    model = registry.load(registry.resolve(chosen.detector, "detector")[0], resolve_device(chosen.device))
+    model = registry.load(registry.resolve(chosen.detector, "detector")[0], registry.resolve_device(chosen.device))
     pictures, um_per_px = labelled_slide(chosen.data, chosen.slide)
     first, *others = variants(model.card.um_per_px)
     some = [first, *(v for v in others if any(part in v.name for part in chosen.only))]

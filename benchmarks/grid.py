@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks.common import Claim, Report, Row, labelled_slide, parser, pixels_of, score, show
 from wbc import registry
 from wbc.detect import TileSettings, detect
-from wbc.pipeline import CountSettings, resolve_device
+from wbc.pipeline import CountSettings
 from wbc.registry import LoadedModel
 from wbc.types import Detections
 
@@ -70,7 +70,7 @@ def main() -> None:
     command.add_argument("--tile-px", type=int, default=448)
     command.add_argument("--device", default="auto")
     chosen = command.parse_args()
-    model = registry.load(registry.resolve(chosen.detector, "detector")[0], resolve_device(chosen.device))
+    model = registry.load(registry.resolve(chosen.detector, "detector")[0], registry.resolve_device(chosen.device))
     show(measure(chosen.data, chosen.slides, model, chosen.tile_px), as_json=chosen.json)
 
 

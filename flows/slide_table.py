@@ -7,7 +7,7 @@ from upath import UPath
 
 from wbc.pipeline import SlideOutcome
 from wbc.report import printable, read_report
-from wbc.tables import FailedField
+from wbc.tables import FailedField, arrow_text
 from wbc.taxonomy import Taxonomy
 from wbc.types import Slide
 
@@ -38,15 +38,10 @@ def slide_line(outcome: SlideOutcome, slide: Slide, out: UPath, taxonomy: Taxono
 
 def field_link(failed: FailedField, slide: Slide) -> str:
     """Markdown: the field's name as a link to its file, and the reason; the reason alone where it is the slide's."""
-    path = next((p for p in slide.field_paths if unicode_name(p.name) == failed.field), None)
+    path = next((p for p in slide.field_paths if arrow_text(p.name) == failed.field), None)
     if path is None:
         return printable(failed.reason)
     is_local = path.protocol in ("", "file", "local")
     address = "file://" + quote(path.absolute().path.encode(errors="surrogateescape")) if is_local else str(path)
     name = printable(failed.field).replace("[", "\\[").replace("]", "\\]")
     return f"[{name}](<{address}>): {printable(failed.reason)}"
-
-
-def unicode_name(name: str) -> str:
-    """A file name as the tables hold it: lone surrogates, which Arrow cannot hold, written as `\\udcff`."""
-    return name.encode(errors="backslashreplace").decode()

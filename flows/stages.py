@@ -19,11 +19,10 @@ from upath import UPath
 
 from flows.cluster import Cluster, reason, worth_retrying
 from flows.listening import Listener
-from flows.slide_table import unicode_name
 from wbc import pipeline, store, tables
 from wbc.annotate import annotate_slide, annotated_path
 from wbc.pipeline import Ingested, Job, SlideOutcome, chunks
-from wbc.tables import FailedField
+from wbc.tables import FailedField, arrow_text
 from wbc.types import Slide
 
 T = TypeVar("T")
@@ -165,6 +164,6 @@ def is_drawn(slide: Slide, out: UPath) -> bool:
     """Whether every field of a counted slide that could be counted was drawn since."""
     row = tables.read_slide_row(out, slide.slide_id)
     failed = {f.field for f in row.failed_fields}
-    names = [unicode_name(path.name) for path in slide.field_paths]
+    names = [arrow_text(path.name) for path in slide.field_paths]
     drawings = [annotated_path(out, slide.slide_id, name) for name in names if name not in failed]
     return all(d.exists() and d.stat().st_mtime >= row.counted_at.timestamp() for d in drawings)

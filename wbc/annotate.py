@@ -12,7 +12,7 @@ from upath import UPath
 
 from wbc.files import write_whole
 from wbc.slides import read_field, safe_name
-from wbc.tables import read_slide_row, read_table
+from wbc.tables import arrow_text, read_slide_row, read_table
 from wbc.types import Slide
 
 JPEG_QUALITY = 88
@@ -54,8 +54,7 @@ def annotate_slide(out: UPath, slide: Slide, executor: Executor) -> None:
     cells = read_table(out, "cells", slide.slide_id)
     futures = []
     for path in slide.field_paths:
-        # As the tables write names that Arrow cannot hold.
-        field = path.name.encode(errors="backslashreplace").decode()
+        field = arrow_text(path.name)
         if field not in failed:
             own, target = cells.filter(pc.equal(cells["field"], field)), annotated_path(out, slide.slide_id, field)
             futures.append(executor.submit(annotate_field, path, own, target))

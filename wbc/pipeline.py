@@ -16,7 +16,6 @@ from upath import UPath
 
 from wbc import __version__, differential, results, store, tables
 from wbc.job import CountSettings, Job, count_id
-from wbc.registry import resolve_device
 from wbc.stamps import FieldRecord, known_digests, write_stamps
 from wbc.tables import FailedField, Seconds, SlideRow
 from wbc.types import ChunkKey, ScaleFrom, Slide
@@ -35,7 +34,6 @@ __all__ = [
     "is_counted",
     "record_failure",
     "remove_leftovers",
-    "resolve_device",
     "unchanged",
 ]
 

@@ -8,7 +8,8 @@ from upath import UPath
 from wbc import files
 
 # What a count makes in OUT, beside the pixels.
-FOLDERS = ("cells", "differentials", "slides", ".wbc", "history", "annotated")
+ALWAYS_MADE = ("cells", "differentials", "slides", ".wbc")
+FOLDERS = (*ALWAYS_MADE, "history", "annotated")
 
 
 def check_apart(slides: UPath, out: UPath) -> None:
@@ -32,8 +33,8 @@ def _holds(folder: UPath, path: UPath) -> bool:
 
 
 def check_writable(out: UPath) -> None:
-    """Make OUT and its folders and write a byte into each. Raises OSError, naming the folder that cannot be written."""
-    for name in ("cells", "differentials", "slides", ".wbc"):
+    """Make OUT and what every count writes to, a byte into each. Raises OSError, naming what cannot be written."""
+    for name in ALWAYS_MADE:
         with files.naming(out / name, "results cannot be written here"):
             files.write_temporary(out / name / "probe", b"\0", durable=False).unlink()
 

@@ -145,7 +145,7 @@ def cells_table(
         )
     columns = [
         pa.array([slide_id] * n, pa.string()),
-        pa.array([_unicode(name) for name in field_names], pa.string()),
+        pa.array([arrow_text(name) for name in field_names], pa.string()),
         np.arange(n, dtype=np.int32),
         *(np.ascontiguousarray(boxes[:, side]) for side in range(4)),
         pa.array(list(cell_types), pa.string()).dictionary_encode(),
@@ -163,11 +163,11 @@ def differentials_table(slide_id: str, differential: Differential) -> pa.Table:
 
 def slides_table(row: SlideRow) -> pa.Table:
     """The one row of a slide in `slides`."""
-    failed = [{"field": _unicode(f.field), "reason": _unicode(f.reason)} for f in row.failed_fields]
+    failed = [{"field": arrow_text(f.field), "reason": arrow_text(f.reason)} for f in row.failed_fields]
     return pa.Table.from_pylist([asdict(row) | {"failed_fields": failed}], SCHEMAS["slides"])
 
 
-def _unicode(text: str) -> str:
+def arrow_text(text: str) -> str:
     """`text` with lone surrogates, which a local file name may hold and Arrow may not, written as `\\udcff`."""
     return text.encode(errors="backslashreplace").decode()
 

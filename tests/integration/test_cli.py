@@ -3,8 +3,6 @@
 import json
 import logging
 import os
-import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
 from PIL import Image
 from prefect.logging.configuration import setup_logging
@@ -362,64 +359,3 @@ def test_training_says_what_is_wrong_with_a_config(wbc: Wbc, tmp_path: Path) -> 
         assert "mine.toml" in told
         assert "clases" in told
     assert wbc("train", "detector", tmp_path / "none", "--data", tmp_path, "--out", tmp_path).exit_code == 2
-
-
-@pytest.mark.slow
-@pytest.mark.dask
-@pytest.mark.timeout(900)
-def test_ctrl_c_at_a_terminal_ends_soon_and_the_next_run_goes_on(
-    slides: Path, tmp_path: Path, make_slide: MakeSlide, dark_folder: Path
-) -> None:
-    """As a shell does it: the interrupt reaches the command, its Dask workers and Prefect's server alike."""
-    for i in range(30):
-        make_slide(UPath(slides / f"more-{i:02d}"), 3)
-    wbc = shutil.which("wbc", path=str(Path(sys.executable).parent))
-    assert wbc
-    command = [wbc, "count", str(slides), "--out", str(tmp_path / "out"), "--workers", "1", "--device", "cpu"]
-    command += ["--detector", str(dark_folder), "--classifier", "none"]
-    env = os.environ | {"PREFECT_HOME": str(tmp_path / "prefect")}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=env) as run:
-        assert run.stderr is not None
-        told = [run.stderr.readline() for _ in range(3)]
-        assert ": counted: " in told[2], "".join(told)
-        os.killpg(run.pid, signal.SIGINT)
-        began = time.monotonic()
-        rest = run.stderr.read()
-        assert run.wait() == 130
-        assert time.monotonic() - began < 60
-        assert "the same command goes on" in rest
-
-    again = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False, env=env)
-    assert again.returncode == 0, again.stderr
-    noise = [line for line in again.stderr.splitlines() if not re.match(r"\d\d:\d\d:\d\d \S+", line)]
-    assert not noise
-    counts = [(s["slide_id"], s["n_cells"]) for s in json.loads(again.stdout)["slides"]]
-    assert counts == [*((f"more-{i:02d}", 18) for i in range(30)), ("s1", 11), ("s2", 5)]
-    statuses = {s["status"] for s in json.loads(again.stdout)["slides"]}
-    assert statuses == {"counted", "unchanged"}
-    assert not [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".tmp")]
-
-
-@pytest.mark.dask
-def test_sigterm_leaves_no_process_behind(
-    slides: Path, tmp_path: Path, make_slide: MakeSlide, dark_folder: Path
-) -> None:
-    """As a service manager stops a run: the command alone is told, and takes its workers and servers with it."""
-    for i in range(30):
-        make_slide(UPath(slides / f"more-{i:02d}"), 3)
-    wbc = shutil.which("wbc", path=str(Path(sys.executable).parent))
-    assert wbc
-    command = [wbc, "count", str(slides), "--out", str(tmp_path / "out"), "--workers", "1", "--device", "cpu"]
-    command += ["--detector", str(dark_folder), "--classifier", "none"]
-    env = os.environ | {"PREFECT_HOME": str(tmp_path / "prefect")}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as run:
-        assert run.stderr is not None
-        told = [run.stderr.readline() for _ in range(3)]
-        assert ": counted: " in told[2], "".join(told)
-        children = psutil.Process(run.pid).children(recursive=True)
-        assert any("uvicorn" in " ".join(child.cmdline()) for child in children)
-        run.terminate()
-        assert "the same command goes on" in run.stderr.read()
-        assert run.wait(60) == 130
-    _, alive = psutil.wait_procs(children, timeout=30)
-    assert alive == []
