@@ -1,7 +1,8 @@
 """Fixtures for all tests: painted slides, whose cells are known to the pixel, and a detector that finds just these."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from upath import UPath
 
-from wbc import models, registry
+from wbc import models, registry, tables
+from wbc.differential import count
 from wbc.pipeline import CountSettings, Job
 from wbc.registry import LoadedModel
-from wbc.taxonomy import load_taxonomy
+from wbc.tables import FailedField, Seconds, SlideRow
+from wbc.taxonomy import Taxonomy, load_taxonomy
 from wbc.types import ModelCard
 
 Discs = list[tuple[int, int, int]]  # x, y, radius in px
 Paint = Callable[[int, int, Discs], NDArray[np.uint8]]
 MakeSlide = Callable[..., UPath]
 MakeJob = Callable[..., Job]
+CommitSlide = Callable[..., None]
 
 torch.set_num_threads(1)  # tests share the machine with each other, and small tensors gain nothing from threads
 
@@ -136,3 +140,53 @@ def read_tables() -> Callable[[UPath], dict[str, pd.DataFrame]]:
         return tables
 
     return read
+
+
+@pytest.fixture(scope="session")
+def commit_slide() -> CommitSlide:
+    """Leaves a slide's tables in `out` as a count of ten fields does: the kinds of its cells, and how sure of each."""
+
+    def committed(
+        out: UPath,
+        slide_id: str,
+        kinds: Sequence[str],
+        type_scores: Sequence[float] | None = None,
+        taxonomy: Taxonomy | None = None,
+        failed: tuple[FailedField, ...] = (),
+    ) -> None:
+        own, n = taxonomy or load_taxonomy("blood"), len(kinds)
+        result = count(kinds, own, len(failed))
+        cells = tables.cells_table(
+            slide_id,
+            ["field-001.jpg"] * n,
+            np.tile(np.array([10, 20, 110, 120], np.float32), (n, 1)),
+            kinds,
+            np.full(n, 0.9, np.float32),
+            np.full(n, 0.9, np.float32) if type_scores is None else np.array(type_scores, np.float32),
+        )
+        row = SlideRow(
+            slide_id=slide_id,
+            count_id="c0",
+            counted_at=datetime(2026, 11, 21, 2, 0, tzinfo=UTC),
+            n_fields=10,
+            n_fields_failed=len(failed),
+            failed_fields=failed,
+            n_cells=result.n_cells,
+            n_differential=result.n_differential,
+            n_unidentified=result.n_unidentified,
+            um_per_px=0.1028,
+            scale_from="red_cells",
+            me_ratio=result.me_ratio,
+            me_low=result.me_low,
+            me_high=result.me_high,
+            nrbc_per_100_wbc=result.nrbc_per_100_wbc,
+            flags=result.flags,
+            detector="d@0",
+            classifier="c@0",
+            taxonomy=own.name,
+            wbc_version="0.1.0",
+            seconds=Seconds(),
+        )
+        tables.commit(out, cells, tables.differentials_table(slide_id, result), row)
+
+    return committed

@@ -2,12 +2,10 @@
 
 import re
 import subprocess
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
@@ -15,7 +13,7 @@ from upath import UPath
 
 from wbc import cli, tables
 from wbc.differential import count
-from wbc.tables import FailedField, Seconds, SlideRow
+from wbc.tables import FailedField
 from wbc.taxonomy import load_taxonomy, shipped_taxonomies
 
 ROOT = Path(__file__).parents[2]
@@ -28,53 +26,15 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
-def commit(out: UPath, slide_id: str, kinds: Sequence[str], type_scores: Sequence[float], n_failed: int = 0) -> None:
-    """A slide's count as `wbc count` leaves it."""
-    failed = tuple(FailedField(f"bad-{i}.jpg", "is empty") for i in range(n_failed))
-    result = count(kinds, load_taxonomy("blood"), n_failed)
-    n = len(kinds)
-    cells = tables.cells_table(
-        slide_id,
-        ["field-001.jpg"] * n,
-        np.tile(np.array([10, 20, 110, 120], np.float32), (n, 1)),
-        kinds,
-        np.full(n, 0.9, np.float32),
-        np.array(type_scores, np.float32),
-    )
-    row = SlideRow(
-        slide_id=slide_id,
-        count_id="c0",
-        counted_at=datetime.now(UTC),
-        n_fields=4 + n_failed,
-        n_fields_failed=n_failed,
-        failed_fields=failed,
-        n_cells=result.n_cells,
-        n_differential=result.n_differential,
-        n_unidentified=result.n_unidentified,
-        um_per_px=0.1,
-        scale_from="red_cells",
-        me_ratio=result.me_ratio,
-        me_low=result.me_low,
-        me_high=result.me_high,
-        nrbc_per_100_wbc=result.nrbc_per_100_wbc,
-        flags=result.flags,
-        detector="bundled:detector@0",
-        classifier="bundled:classifier@0",
-        taxonomy="blood",
-        wbc_version="0.1.0",
-        seconds=Seconds(),
-    )
-    tables.commit(out, cells, tables.differentials_table(slide_id, result), row)
-
-
 @pytest.fixture
-def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commit_slide: Callable[..., None]) -> dict[str, Any]:
     """What the README's Python leaves behind beside a counted `out` of four slides."""
     out, nan = UPath(tmp_path / "out"), float("nan")
-    commit(out, "calm", ["lymphocyte"] * 98 + ["eosinophil"] * 2 + ["rbc"] * 50, [0.9] * 100 + [nan] * 50)
-    commit(out, "allergic", ["lymphocyte"] * 80 + ["eosinophil"] * 20, [0.95] * 97 + [0.5, 0.41, 0.59])
-    commit(out, "empty", [], [], n_failed=2)
-    commit(out, "unclear", ["lymphocyte"] * 8 + ["unidentified"] * 2, [0.9] * 8 + [0.3, 0.2])
+    commit_slide(out, "calm", ["lymphocyte"] * 98 + ["eosinophil"] * 2 + ["rbc"] * 50, [0.9] * 100 + [nan] * 50)
+    commit_slide(out, "allergic", ["lymphocyte"] * 80 + ["eosinophil"] * 20, [0.95] * 97 + [0.5, 0.41, 0.59])
+    bad = tuple(FailedField(f"bad-{i}.jpg", "is empty") for i in range(2))
+    commit_slide(out, "empty", [], failed=bad)
+    commit_slide(out, "unclear", ["lymphocyte"] * 8 + ["unidentified"] * 2, [0.9] * 8 + [0.3, 0.2])
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {}
     for block in blocks("python"):

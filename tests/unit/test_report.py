@@ -4,16 +4,13 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
-import numpy as np
 import pytest
 from rich.console import Console, RenderableType
 from upath import UPath
 
-from wbc import tables
-from wbc.differential import count
 from wbc.pipeline import SlideOutcome
 from wbc.report import (
     LogLines,
@@ -25,48 +22,22 @@ from wbc.report import (
     report_json,
     report_table,
 )
-from wbc.tables import FailedField, Seconds, SlideRow, cells_table
+from wbc.tables import FailedField
 from wbc.taxonomy import Taxonomy, load_taxonomy
 
 Commit = Callable[..., UPath]
 
 
 @pytest.fixture
-def commit(tmp_path: Path) -> Commit:
+def commit(tmp_path: Path, commit_slide: Callable[..., None]) -> Commit:
     """Commits a slide with these numbers of cells to OUT, which it returns."""
 
     def committed(
         slide_id: str, cells: Mapping[str, int], taxonomy: Taxonomy | None = None, failed: tuple[FailedField, ...] = ()
     ) -> UPath:
         out = UPath(tmp_path / "out")
-        own = taxonomy or load_taxonomy("blood")
-        result = count(cells, own, len(failed))
-        row = SlideRow(
-            slide_id=slide_id,
-            count_id="c0",
-            counted_at=datetime(2026, 11, 21, 2, 0, tzinfo=UTC),
-            n_fields=10,
-            n_fields_failed=len(failed),
-            failed_fields=failed,
-            n_cells=result.n_cells,
-            n_differential=result.n_differential,
-            n_unidentified=result.n_unidentified,
-            um_per_px=0.1028,
-            scale_from="red_cells",
-            me_ratio=result.me_ratio,
-            me_low=result.me_low,
-            me_high=result.me_high,
-            nrbc_per_100_wbc=result.nrbc_per_100_wbc,
-            flags=result.flags,
-            detector="d@0",
-            classifier="c@0",
-            taxonomy=own.name,
-            wbc_version="0.1.0",
-            seconds=Seconds(),
-        )
-        none = np.zeros(0, np.float32)
-        empty = cells_table(slide_id, [], np.zeros((0, 4), np.float32), [], none, none)
-        tables.commit(out, empty, tables.differentials_table(slide_id, result), row)
+        kinds = [kind for kind, n in cells.items() for _ in range(n)]
+        commit_slide(out, slide_id, kinds, taxonomy=taxonomy, failed=failed)
         return out
 
     return committed

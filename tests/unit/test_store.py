@@ -1,9 +1,7 @@
 """A slide's pixels come back as they went in, from any file system, and another program can read them."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -18,14 +16,9 @@ from wbc.types import FieldKey, Slide
 SLIDE = Slide("s1", tuple(UPath(f"/slides/s1/{name}") for name in ("a.png", "b c.png", "é.jpg")))
 
 
-@pytest.fixture(params=["local", "file", "memory"])
-def group(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[UPath]:
-    if request.param != "memory":
-        yield UPath(tmp_path / "s1.zarr" if request.param == "local" else f"file://{tmp_path}/s1.zarr")
-        return
-    path = UPath(f"memory://{uuid4().hex}/s1.zarr")
-    yield path
-    store.remove(path.parent)
+@pytest.fixture
+def group(out: UPath) -> UPath:
+    return out / "s1.zarr"
 
 
 def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
