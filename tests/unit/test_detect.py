@@ -156,6 +156,31 @@ def test_boxes_beyond_the_field_are_clipped_to_it() -> None:
     assert found.boxes.tolist() == [[0, 0, 20, 20], [90, 80, 100, 100]]
 
 
+class SurerOnTheRight(nn.Module):
+    """The painted discs, each the surer the farther right it lies in its tile."""
+
+    def __init__(self, painted: nn.Module) -> None:
+        super().__init__()
+        self.painted = painted
+
+    def forward(self, tiles: list[Tensor]) -> list[dict[str, Tensor]]:
+        return [
+            found | {"scores": (found["boxes"][:, 0] + found["boxes"][:, 2]) / 2 / tile.shape[2]}
+            for found, tile in zip(self.painted(tiles), tiles, strict=True)
+        ]
+
+
+def test_the_tile_that_answers_for_a_cell_says_how_sure_it_is(paint: Paint, dark_model: LoadedModel) -> None:
+    model = LoadedModel(SurerOnTheRight(dark_model.module), dark_model.card, dark_model.device)
+    tiling = TileSettings(tile_px=128, overlap_um=12.0, margin_px=2.0)  # tiles of 128 px, 64 of them shared
+    field = paint(100, 192, [(x, 50, 4) for x in (70, 90, 102, 122)])
+    assert sorted(tile.x for tile in grid(field.shape, model, tiling)) == [0, 64]
+    found = detect([field], model, 0.2, 0.0, tiling)[0]
+    assert np.sort(found.boxes[:, 0]).tolist() == [66, 86, 98, 118]
+    scores = found.scores[np.argsort(found.boxes[:, 0])]
+    assert scores == pytest.approx([70.5 / 128, 90.5 / 128, 38.5 / 128, 58.5 / 128])
+
+
 # Nothing to see
 
 

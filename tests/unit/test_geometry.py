@@ -13,6 +13,7 @@ from wbc.geometry import (
     box_area,
     box_iou,
     cut_square,
+    in_core,
     merge,
     paired_iou,
     tile_grid,
@@ -100,6 +101,20 @@ def test_only_inner_tile_edges_cut_boxes() -> None:
     assert whole_in_tile(boxes, left, 50, 100, 1.0).tolist() == [True, True, False, True]
     assert whole_in_tile(boxes, right, 50, 100, 1.0).tolist() == [False, True, True, False]
     assert whole_in_tile(boxes, Tile(0, 0, 50, 100), 50, 100, 1.0).all()
+
+
+def test_every_place_is_in_one_core_and_near_a_border_in_those_beside() -> None:
+    tiles, overlap, margin = tile_grid(90, 100, (50, 60), 20, (7, 13)), 20, 2.0
+    x, y = (p.ravel() for p in np.meshgrid(np.arange(0.25, 100), np.arange(0.25, 90)))
+    around = np.stack([x - 3, y - 2, x + 3, y + 2], 1).astype(np.float32)
+    alone = np.sum([in_core(around, t, 90, 100, overlap, 0.0) for t in tiles], axis=0)
+    assert (alone == 1).all()
+    shared = np.sum([in_core(around, t, 90, 100, overlap, margin) for t in tiles], axis=0)
+    near_x, near_y = (
+        np.min([np.abs(p - side - overlap / 2) for side in {getattr(t, axis) for t in tiles} - {0}], axis=0) < margin
+        for p, axis in ((x, "x"), (y, "y"))
+    )
+    assert (shared == (1 + near_x) * (1 + near_y)).all()
 
 
 # Boxes

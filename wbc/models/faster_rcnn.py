@@ -36,7 +36,7 @@ class FasterRCNNSettings:
     head_width: int = 512
     anchor_px: tuple[tuple[int, ...], ...] = ((12, 19), (28, 42), (62, 90), (130, 190))
     proposals_in_training: int = 1000
-    most_proposals: int = 4000
+    most_proposals: int = 12_000
     lowest_objectness: float = 0.02
     proposal_iou: float = 0.5
     samples_a_bin: int = 1
