@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,37 +66,21 @@ def fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, settings))
     averaging = get_ema_multi_avg_fn(settings.average)  # type: ignore[no-untyped-call]
     averaged = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
-    step = 0
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        model.load_state_dict(saved["model"])
-        averaged.load_state_dict(saved["averaged"])
-        optimizer.load_state_dict(saved["optimizer"])
-        step = saved["step"]
+    parts = {"model": model, "averaged": averaged, "optimizer": optimizer}
+    step = _restore(checkpoint, parts, device) if checkpoint.exists() else 0
+    if step:
         schedule.last_epoch = step
         log.info("resumed at step %d of %d", step, settings.steps)
-
-    def save() -> None:
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        state = {
-            "model": model.state_dict(),
-            "averaged": averaged.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "step": step,
-        }
-        temporary = checkpoint.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, checkpoint)
 
     started, first = time.monotonic(), step
     seen: dict[str, float] = {}
     for batch in _batches(samples, collate, settings, step):
         torch.manual_seed(settings.seed * 1_000_003 + step)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            parts = losses(model, batch)
-        total = torch.stack(list(parts.values())).sum()
+            terms = losses(model, batch)
+        total = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(total):
-            values = {name: part.item() for name, part in parts.items()}
+            values = {name: term.item() for name, term in terms.items()}
             raise FloatingPointError(f"step {step}: loss {values}")
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
@@ -105,10 +89,10 @@ def fit(
         schedule.step()
         averaged.update_parameters(model)
         step += 1
-        seen = {k: 0.95 * seen.get(k, v.item()) + 0.05 * v.item() for k, v in parts.items()}
+        seen = {k: 0.95 * seen.get(k, v.item()) + 0.05 * v.item() for k, v in terms.items()}
         late = 0 < settings.seconds < time.monotonic() - started
         if step % settings.checkpoint_every == 0 or step == settings.steps or late:
-            save()
+            _save(checkpoint, parts, step)
             pace = (time.monotonic() - started) / (step - first)
             shown = {name: round(value, 4) for name, value in seen.items()}
             log.info("step %d of %d, %.2f s a step, %s", step, settings.steps, pace, shown)
@@ -116,6 +100,22 @@ def fit(
             break
     result: nn.Module = averaged.module
     return result.eval()
+
+
+def _restore(checkpoint: Path, parts: Mapping[str, Any], device: torch.device) -> int:
+    """Put every part back to what it was; the step that it had come to."""
+    saved = torch.load(checkpoint, map_location=device, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(saved[name])
+    return int(saved["step"])
+
+
+def _save(checkpoint: Path, parts: Mapping[str, Any], step: int) -> None:
+    """The whole state or none of it, whenever the process is stopped."""
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    temporary = checkpoint.with_suffix(".tmp")
+    torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step}, temporary)
+    os.replace(temporary, checkpoint)
 
 
 def _groups(trained: dict[str, nn.Parameter], settings: LoopSettings) -> list[dict[str, Any]]:
