@@ -109,6 +109,15 @@ def lowest_objectness(limit: float) -> Callable[[Any], None]:
     return change
 
 
+def refined_score(limit: float) -> Callable[[Any], None]:
+    """What is found with at least this score is looked at twice."""
+
+    def change(module: Any) -> None:
+        module.roi_heads.refined_score = limit
+
+    return change
+
+
 def proposal_iou(limit: float) -> Callable[[Any], None]:
     """Proposals that overlap by more than this are one."""
 
@@ -143,6 +152,8 @@ def variants(um_per_px: float) -> list[Variant]:
         Variant("as shipped"),
         Variant("as shipped; batch norms folded", (fold_batch_norms,)),
         *(Variant(f"as shipped; objectness ≥ {v}", (lowest_objectness(v),)) for v in (0.02, 0.1, 0.2, 0.3, 0.5)),
+        *(Variant(f"as shipped; second look from {v}", (refined_score(v),)) for v in (0.1, 0.3, 0.5)),
+        Variant("as shipped; no second look", (refined_score(2.0),)),
         *(Variant(f"as shipped; ≤ {v} proposals", (most_proposals(v),)) for v in (500, 1000, 2000)),
         *(Variant(f"as shipped; proposals' IoU ≤ {v}", (proposal_iou(v),)) for v in (0.4, 0.5, 0.6, 0.7)),
         *(Variant(f"as shipped; {v} samples a bin", (samples_a_bin(v),)) for v in (1, 2)),
