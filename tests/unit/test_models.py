@@ -58,6 +58,40 @@ def test_a_cards_lists_are_taken_as_json_gives_them() -> None:
     assert module.rpn.anchor_generator.sizes == tuple(map(tuple, anchors))
 
 
+# The second look
+
+
+def small_detector(refined_score: float, lowest_objectness: float = 0.0) -> Any:
+    torch.manual_seed(5)
+    limits = {"refined_score": refined_score, "lowest_objectness": lowest_objectness}
+    return models.build(replace(DETECTOR, arguments=SMALL | limits)).eval()
+
+
+@torch.inference_mode()
+def test_what_is_sure_enough_is_looked_at_twice_and_nothing_else() -> None:
+    tiles = [torch.rand(3, 96, 128), torch.rand(3, 96, 128)]
+    once, twice = small_detector(2.0)(tiles), small_detector(0.0)(tiles)
+    middle = float(torch.cat([found["scores"] for found in once]).median())
+    half = small_detector(middle)(tiles)
+    for first, second, some in zip(once, twice, half, strict=True):
+        assert len(first["boxes"]) > 10
+        for key in ("scores", "labels"):
+            assert torch.equal(first[key], second[key])
+            assert torch.equal(first[key], some[key])
+        sure = first["scores"] >= middle
+        assert torch.equal(some["boxes"][~sure], first["boxes"][~sure])
+        assert torch.allclose(some["boxes"][sure], second["boxes"][sure], atol=0.05)
+        assert (second["boxes"] - first["boxes"]).abs().max() > 0.1
+        assert second["boxes"].min() >= 0
+        assert (second["boxes"] <= torch.tensor([128, 96, 128, 96])).all()
+
+
+@torch.inference_mode()
+def test_a_tile_where_nothing_is_found_needs_no_second_look() -> None:
+    (found,) = small_detector(0.0, lowest_objectness=1.1)([torch.rand(3, 64, 64)])
+    assert found["boxes"].shape == (0, 4)
+
+
 # Dark regions
 
 

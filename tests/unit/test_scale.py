@@ -1,11 +1,13 @@
-"""Red cells of 7.4 µm tell the scale of a slide, and too few of them tell nothing."""
+"""Red cells tell the scale of a slide, and too few of them tell nothing."""
 
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from wbc.registry import LoadedModel
 from wbc.scale import ENOUGH_CELLS, WHOLE_RED_CELL_UM, estimate_um_per_px
@@ -15,7 +17,7 @@ Paint = Callable[[int, int, Discs], NDArray[np.uint8]]
 
 
 def smear(paint: Paint, um_per_px: float, n: int, height: int = 700, width: int = 900) -> NDArray[np.uint8]:
-    """At most `n` red cells of 7.4 µm in rows, from the middle of the field outwards."""
+    """At most `n` red cells in rows, from the middle of the field outwards."""
     radius = round(WHOLE_RED_CELL_UM / um_per_px / 2)
     step = round(2.6 * radius)
     places = [(x, y) for y in range(radius + 3, height, step) for x in range(radius + 3, width, step)]
@@ -52,3 +54,29 @@ def test_no_field_tells_nothing(dark_model: LoadedModel) -> None:
 def test_a_detector_without_red_cells_is_not_asked(paint: Paint, dark_model: LoadedModel) -> None:
     white = LoadedModel(dark_model.module, replace(dark_model.card, classes=("wbc",)), dark_model.device)
     assert estimate_um_per_px([smear(paint, 0.2, 500)], white) is None
+
+
+class SeesPieces(nn.Module):
+    """The painted cells, and of each three pieces that it is half sure of."""
+
+    def __init__(self, painted: nn.Module) -> None:
+        super().__init__()
+        self.painted = painted
+
+    def forward(self, tiles: list[Tensor]) -> list[dict[str, Tensor]]:
+        seen = []
+        for found in self.painted(tiles):
+            boxes = found["boxes"]
+            pieces = [
+                torch.cat([boxes[:, :2], boxes[:, :2] + f * (boxes[:, 2:] - boxes[:, :2])], 1) for f in (0.6, 0.7)
+            ]
+            pieces.append(pieces[0] + 2)
+            scores = torch.cat([torch.full((len(boxes),), 0.95), torch.full((3 * len(boxes),), 0.55)])
+            seen.append({"boxes": torch.cat([boxes, *pieces]), "scores": scores, "labels": found["labels"].repeat(4)})
+        return seen
+
+
+def test_half_sure_pieces_of_cells_do_not_move_the_scale(paint: Paint, dark_model: LoadedModel) -> None:
+    field = smear(paint, 0.2, 500)
+    torn = LoadedModel(SeesPieces(dark_model.module), dark_model.card, dark_model.device)
+    assert estimate_um_per_px([field], torn) == pytest.approx(estimate_um_per_px([field], dark_model), rel=0.01)
