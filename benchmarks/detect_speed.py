@@ -151,7 +151,7 @@ def variants(um_per_px: float) -> list[Variant]:
         Variant("compiled in bfloat16", (half, compiled)),
         Variant("as shipped"),
         Variant("as shipped; batch norms folded", (fold_batch_norms,)),
-        *(Variant(f"as shipped; objectness ≥ {v}", (lowest_objectness(v),)) for v in (0.02, 0.1, 0.2, 0.3, 0.5)),
+        *(Variant(f"as shipped; objectness ≥ {v}", (lowest_objectness(v),)) for v in (0.02, 0.1, 0.2, 0.3, 0.5, 0.7)),
         *(Variant(f"as shipped; second look from {v}", (refined_score(v),)) for v in (0.1, 0.3, 0.5)),
         Variant("as shipped; no second look", (refined_score(2.0),)),
         *(Variant(f"as shipped; ≤ {v} proposals", (most_proposals(v),)) for v in (500, 1000, 2000)),

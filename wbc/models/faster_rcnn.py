@@ -39,7 +39,7 @@ class FasterRCNNSettings:
     anchor_px: tuple[tuple[int, ...], ...] = ((12, 19), (28, 42), (62, 90), (130, 190))
     proposals_in_training: int = 1000
     most_proposals: int = 12_000
-    lowest_objectness: float = 0.2
+    lowest_objectness: float = 0.5
     proposal_iou: float = 0.5
     samples_a_bin: int = 1
     nms_iou: float = 0.5
