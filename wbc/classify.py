@@ -1,33 +1,57 @@
 """Pixels + boxes + classifier -> a kind and a probability per cell."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from wbc.geometry import cut_square
 from wbc.registry import LoadedModel
+from wbc.taxonomy import GENERIC, Taxonomy, label_matrix
 
 BATCH = 64
 
 
 def classify(
     pixels: NDArray[np.uint8], boxes: NDArray[np.float32], um_per_px: float, model: LoadedModel
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The class index int64 (N,) and probability float32 (N,) of the cell in each box (N,4) of a field uint8 (H,W,3).
+) -> NDArray[np.float32]:
+    """The class probabilities float32 (N,C) of the cell in each box (N,4) of a field uint8 (H,W,3).
 
     A cell is seen in the middle of a square of fixed size in µm, whatever its box: size is part of what it is. The
-    probability is the mean over the crop and its mirror image.
+    probabilities are means over the crop and its mirror image.
     """
     card = model.card
     side_px = card.input_px * card.um_per_px / um_per_px
     centres = np.stack([(boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2], 1)
-    kinds, probabilities = np.zeros(len(boxes), np.int64), np.zeros(len(boxes), np.float32)
+    chances = [np.zeros((0, len(card.classes)), np.float32)]
     for start in range(0, len(boxes), BATCH):
         crops = np.stack([cut_square(pixels, x, y, side_px, card.input_px) for x, y in centres[start : start + BATCH]])
-        chances = predict(crops, model)
-        kinds[start : start + BATCH] = chances.argmax(1)
-        probabilities[start : start + BATCH] = chances.max(1)
-    return kinds, probabilities
+        chances.append(predict(crops, model))
+    return np.concatenate(chances)
+
+
+def name_kinds(
+    chances: NDArray[np.float32], classes: Sequence[str], taxonomy: Taxonomy, threshold: float
+) -> tuple[NDArray[np.object_], NDArray[np.float32]]:
+    """The name of each cell (N,) from its class probabilities (N,C), and that name's probability float32 (N,).
+
+    The likeliest class; where none has `threshold`, the likeliest parent that has it (band or segmented, but surely a
+    neutrophil): a parent's probability is the sum of its children's. A parent of all classes says nothing. `wbc` where
+    no name is sure enough, with the likeliest class's probability.
+    """
+    names, scores = np.array(classes, object)[chances.argmax(1)], chances.max(1)
+    unsure = scores < threshold
+    names[unsure] = GENERIC
+    parents = sorted({p for p in (taxonomy.cell_type(c).parent for c in classes) if p is not None})
+    covers = label_matrix(taxonomy, classes, parents)
+    parents = [p for p, row in zip(parents, covers, strict=True) if not row.all()]
+    if parents:
+        sums = chances @ covers[~covers.all(1)].T
+        coarse = unsure & (sums.max(1) >= threshold)
+        names[coarse] = np.array(parents, object)[sums.argmax(1)[coarse]]
+        scores = np.where(coarse, sums.max(1), scores)
+    return names, scores
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from wbc import store
-from wbc.classify import classify
+from wbc.classify import classify, name_kinds
 from wbc.detect import TileSettings, detect
 from wbc.job import Job
 from wbc.registry import LoadedModel, load, resolve_device
@@ -138,7 +138,7 @@ def _name(
     names, scores = names.copy(), np.full(len(names), np.nan, np.float32)
     generic = np.flatnonzero(names == GENERIC)
     if classifier is not None and len(generic):
-        kinds, scores[generic] = classify(pixels, boxes[generic], um_per_px, classifier)
-        sure = scores[generic] >= classifier.card.threshold
-        names[generic[sure]] = np.array(classifier.card.classes, object)[kinds[sure]]
+        chances = classify(pixels, boxes[generic], um_per_px, classifier)
+        card = classifier.card
+        names[generic], scores[generic] = name_kinds(chances, card.classes, taxonomy, card.threshold)
     return [taxonomy.resolve(name) for name in names], scores

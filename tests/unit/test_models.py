@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torchvision import ops
 
 from wbc import models
-from wbc.classify import classify, predict
+from wbc.classify import classify, name_kinds, predict
 from wbc.models import faster_rcnn
 from wbc.models.dark_regions import DarkRegions
 from wbc.models.imagenet import load_lite_weights
 from wbc.registry import LoadedModel
+from wbc.taxonomy import load_taxonomy
 from wbc.types import ModelCard
 
 HALF = (0.5, 0.5, 0.5)
@@ -233,9 +234,9 @@ def test_each_cell_is_seen_in_the_middle_of_its_own_box() -> None:
     boxes = np.array([[x, y, x + 20, y + 20] for x in (0, 60, 140, 280) for y in (0, 90, 180)] * 7, np.float32)
     for i, (x0, y0, x1, y1) in enumerate(boxes[:12].astype(int)):
         field[y0:y1, x0:x1] = (255, 0, 0) if i % 3 else (0, 0, 255)
-    kinds, chances = classify(field, boxes, 0.2, named(Reddest()))
-    assert kinds.tolist() == [0 if i % 3 else 1 for i in range(12)] * 7
-    np.testing.assert_allclose(chances, 1 / (1 + np.exp(-2)), rtol=1e-6)
+    chances = classify(field, boxes, 0.2, named(Reddest()))
+    assert chances.argmax(1).tolist() == [0 if i % 3 else 1 for i in range(12)] * 7
+    np.testing.assert_allclose(chances.max(1), 1 / (1 + np.exp(-2)), rtol=1e-6)
 
 
 class Reach(nn.Module):
@@ -252,8 +253,8 @@ def test_the_window_has_its_size_in_micrometres_at_any_scale(um_per_px: float) -
     for factor, kind in ((0.85, 0), (1.15, 1)):  # a dark square a little larger, then a little smaller, than the window
         dark = np.maximum(abs(x - 99.5), abs(y - 99.5)) <= window_px / factor / 2
         field = np.where(dark[..., None], 0, 255).repeat(3, 2).astype(np.uint8)
-        kinds, _ = classify(field, np.array([[97, 97, 103, 103]], np.float32), um_per_px, named(Reach()))
-        assert kinds.tolist() == [kind]
+        chances = classify(field, np.array([[97, 97, 103, 103]], np.float32), um_per_px, named(Reach()))
+        assert chances.argmax(1).tolist() == [kind]
 
 
 def test_a_crop_and_its_mirror_image_are_named_alike() -> None:
@@ -266,5 +267,36 @@ def test_a_crop_and_its_mirror_image_are_named_alike() -> None:
 
 
 def test_no_boxes_no_names() -> None:
-    kinds, chances = classify(np.zeros((50, 50, 3), np.uint8), np.zeros((0, 4), np.float32), 0.2, named(Reddest()))
-    assert len(kinds) == len(chances) == 0
+    chances = classify(np.zeros((50, 50, 3), np.uint8), np.zeros((0, 4), np.float32), 0.2, named(Reddest()))
+    assert chances.shape == (0, 2)
+    names, scores = name_kinds(chances, ("lymphocyte", "monocyte"), load_taxonomy("blood"), 0.4)
+    assert len(names) == len(scores) == 0
+
+
+# Naming
+
+KINDS = ("band_neutrophil", "segmented_neutrophil", "myelocyte", "promyelocyte", "eosinophil")
+
+
+@pytest.mark.parametrize(
+    ("chances", "name", "score"),
+    [
+        ((0.3, 0.5, 0.1, 0.1, 0.0), "segmented_neutrophil", 0.5),
+        ((0.38, 0.23, 0.0, 0.03, 0.36), "neutrophil", 0.61),
+        ((0.29, 0.28, 0.01, 0.03, 0.39), "neutrophil", 0.57),
+        ((0.05, 0.0, 0.35, 0.25, 0.35), "immature_granulocyte", 0.6),
+        ((0.2, 0.15, 0.15, 0.15, 0.35), "wbc", 0.35),
+    ],
+)
+def test_a_cell_between_two_kinds_of_one_parent_has_the_parents_name(
+    chances: tuple[float, ...], name: str, score: float
+) -> None:
+    names, scores = name_kinds(np.array([chances], np.float32), KINDS, load_taxonomy("blood"), 0.4)
+    assert names.tolist() == [name]
+    assert scores == pytest.approx([score], abs=1e-6)
+
+
+def test_a_parent_of_all_classes_names_nothing() -> None:
+    chances = np.array([[0.5, 0.5]], np.float32)
+    names, scores = name_kinds(chances, KINDS[:2], load_taxonomy("blood"), 0.6)
+    assert (names.tolist(), scores.tolist()) == (["wbc"], [0.5])
