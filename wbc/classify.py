@@ -45,9 +45,9 @@ def name_kinds(
     names[unsure] = GENERIC
     parents = sorted({p for p in (taxonomy.cell_type(c).parent for c in classes) if p is not None})
     covers = label_matrix(taxonomy, classes, parents)
-    parents = [p for p, row in zip(parents, covers, strict=True) if not row.all()]
+    covers[covers.all(1)] = 0
     if parents:
-        sums = chances @ covers[~covers.all(1)].T
+        sums = chances @ covers.T
         coarse = unsure & (sums.max(1) >= threshold)
         names[coarse] = np.array(parents, object)[sums.argmax(1)[coarse]]
         scores = np.where(coarse, sums.max(1), scores)

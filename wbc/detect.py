@@ -24,7 +24,7 @@ class TileSettings:
     A cell of up to `overlap_um` is whole in some tile; a lymphocyte or monocyte has 10 µm of its surroundings beside.
     Tiles begin at multiples of `step_px`, the coarsest stride of a pyramid: a cell lies on the same places of the maps
     whichever tile sees it. `tile_px` may be passed by less than a step. `batch_px` bounds the pixels of one forward
-    pass. `origin` (y, x) shifts the grid, in the detector's pixels; no count depends on it.
+    pass. `origin` (y, x) shifts the grid, in the detector's pixels.
     """
 
     tile_px: int = 1024
@@ -45,9 +45,9 @@ def detect(
     """The cells of each field uint8 (H,W,3), boxes in field pixels, scores at least `min_score`.
 
     Each tile answers for the cells in its core, and a box that an inner edge cuts is dropped (a neighbour has that cell
-    whole); then doubles of neighbouring tiles are merged class by class: the grid leaves no trace in the result. Were
-    the surer of two sightings to count all over an overlap, more cells would be found there than elsewhere.
-    `um_per_px` is the fields' scale.
+    whole); then doubles of neighbouring tiles are merged class by class. The grid leaves no trace in the result but for
+    what a tile's edge does to scores near it. Were the surer of two sightings to count all over an overlap, more cells
+    would be found there than elsewhere. `um_per_px` is the fields' scale.
     """
     factor = um_per_px / model.card.um_per_px
     scaled = [rescale(pixels, factor) for pixels in fields]

@@ -101,18 +101,8 @@ def in_core(boxes: Boxes, tile: Tile, height: int, width: int, overlap_px: int, 
     Tiles share the field evenly: each answers up to the middle of its overlaps, and `margin_px` beyond, as two tiles
     do not see a cell in the very same place.
     """
-    x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
-    inset = overlap_px / 2 - margin_px
-    inside = np.ones(len(boxes), bool)
-    if tile.x > 0:
-        inside &= x > tile.x + inset
-    if tile.y > 0:
-        inside &= y > tile.y + inset
-    if tile.x + tile.width < width:
-        inside &= x < tile.x + tile.width - inset
-    if tile.y + tile.height < height:
-        inside &= y < tile.y + tile.height - inset
-    return inside
+    middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+    return whole_in_tile(np.hstack([middles, middles]), tile, height, width, overlap_px / 2 - margin_px)
 
 
 def merge(detections: Detections, iou: float) -> Detections:

@@ -51,7 +51,7 @@ def _climb(pixels: NDArray[np.uint8], model: LoadedModel) -> float:
 
 
 def _measure(pixels: NDArray[np.uint8], guess_px: float, model: LoadedModel) -> float | None:
-    """The median red cell in px, seen where it has about the size that the detector knows; None for too few."""
+    """The typical red cell in px, seen where it has about the size that the detector knows; None for too few."""
     known_px = RED_CELL_UM / model.card.um_per_px
     sides, scores, _ = _look(pixels, known_px / guess_px, TileSettings().tile_px, model)
     fitting = (sides > 0.5 * known_px) & (sides < 2 * known_px)

@@ -144,7 +144,7 @@ class RefiningHeads(RoIHeads):  # type: ignore[misc]
         _, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, boxes, image_shapes)))
         decoded = self.box_coder.decode(deltas, boxes).split([len(b) for b in boxes])
         for found, s, candidates, shape in zip(results, sure, decoded, image_shapes, strict=True):
-            own = candidates[torch.arange(len(candidates)), found["labels"][s]]
+            own = candidates[torch.arange(len(candidates), device=candidates.device), found["labels"][s]]
             found["boxes"][s] = clip_boxes_to_image(own, shape)
         return results, losses
 
