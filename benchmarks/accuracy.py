@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from benchmarks.common import Claim, Report, Row, parser, show
-from wbc import registry
 from wbc.datasets.crops import Crops, patch
-from wbc.slides import read_field
+from wbc.models import registry
+from wbc.storage.images import read_field
 from wbc.training.metrics import kind_accuracy
 from wbc.training.recipes import classifier_confusion, read_crops
 

@@ -15,14 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from upath import UPath
 
-from wbc import models, registry
 from wbc.datasets.coco import read_coco
 from wbc.datasets.labels import LabelledPicture, red_cell_um_per_px
-from wbc.registry import ModelRef
-from wbc.slides import discover, read_field
-from wbc.synth import SmearSettings, render_slides
+from wbc.models import architectures, registry
+from wbc.models.cards import ModelCard
+from wbc.models.registry import ModelRef
+from wbc.storage.images import read_field
+from wbc.storage.slides import discover
+from wbc.synth.smear import SmearSettings, render_slides
 from wbc.training.metrics import average_precision
-from wbc.types import Detections, ModelCard, Slide
+from wbc.types import Detections, Slide
 
 T = TypeVar("T")
 Row = Mapping[str, Any]
@@ -105,7 +107,7 @@ def stub_detector(folder: Path) -> ModelRef:
         std=(0.5, 0.5, 0.5),
         sha256="",
     )
-    registry.save(folder, models.build(card), card)
+    registry.save(folder, architectures.build(card), card)
     return registry.resolve(str(folder), "detector")[0]
 
 

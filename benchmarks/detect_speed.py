@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from benchmarks.common import Claim, Report, Row, labelled_slide, parser, pixels_of, score, show
-from wbc import registry
+from wbc.cells.detect import TileSettings, detect
 from wbc.datasets.labels import LabelledPicture
-from wbc.detect import TileSettings, detect
-from wbc.registry import LoadedModel
+from wbc.models import registry
+from wbc.models.registry import LoadedModel
 
 LOWEST_SCORE = 0.05
 MOST_AP_LOST = 0.005

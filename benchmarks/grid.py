@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import Claim, Report, Row, labelled_slide, parser, pixels_of, score, show
-from wbc import registry
-from wbc.detect import TileSettings, detect
-from wbc.pipeline import CountSettings
-from wbc.registry import LoadedModel
+from wbc.cells.detect import TileSettings, detect
+from wbc.counting.slide import CountSettings
+from wbc.models import registry
+from wbc.models.registry import LoadedModel
 from wbc.types import Detections
 
 BAR_COUNTS_PERCENT, BAR_AP50 = 2.0, 0.01

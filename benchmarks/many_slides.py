@@ -18,7 +18,7 @@ import psutil  # type: ignore[import-untyped]
 from PIL import Image
 
 from benchmarks.common import Claim, Report, Row, parser, peak_rss_mb, show, stub_detector
-from wbc.pipeline import SlideOutcome
+from wbc.counting.slide import SlideOutcome
 
 BAR_SECONDS_A_SLIDE, BAR_MB, BAR_RESUME_SECONDS = 0.1, 100.0, 2.0
 FIELDS_A_SLIDE, FIELD_PX, CELL_RADIUS_PX = 2, (120, 160), 17

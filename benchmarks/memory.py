@@ -9,9 +9,9 @@ import torch
 from upath import UPath
 
 from benchmarks.common import Claim, Report, Row, long_slide, parser, peak_rss_mb, show, stub_detector
-from wbc import registry
-from wbc.pipeline import Job, count_slide
-from wbc.registry import ModelRef
+from wbc.counting.slide import Job, count_slide
+from wbc.models import registry
+from wbc.models.registry import ModelRef
 from wbc.taxonomy import load_taxonomy
 from wbc.types import Slide
 

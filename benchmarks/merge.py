@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torchvision.ops import batched_nms
 
 from benchmarks.common import Claim, Report, Row, parser, show
-from wbc.detect import MERGE_IOU
-from wbc.geometry import merge
+from wbc.cells.detect import MERGE_IOU
+from wbc.cells.geometry import merge
 from wbc.types import Detections
 
 BAR_SECONDS = 1.0

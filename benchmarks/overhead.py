@@ -23,11 +23,14 @@ from torch import nn
 from upath import UPath
 
 from benchmarks.common import Claim, Report, Row, cpu_of, long_slide, parser, show, stub_detector
-from wbc import differential, registry, slides, store, tables
-from wbc.classify import classify
-from wbc.detect import detect, rescale
-from wbc.pipeline import Job, count_slide
-from wbc.registry import LoadedModel
+from wbc import differential
+from wbc.cells.classify import classify
+from wbc.cells.detect import detect, rescale
+from wbc.counting.slide import Job, count_slide
+from wbc.models import registry
+from wbc.models.registry import LoadedModel
+from wbc.storage import images, tables
+from wbc.storage import pixels as store
 from wbc.taxonomy import GENERIC, load_taxonomy
 from wbc.types import FieldKey, Slide
 
@@ -135,9 +138,9 @@ def _parts(slide: Slide, job: Job, models: list[LoadedModel]) -> list[Row]:
     settings = job.settings
     for i, path in enumerate(slide.field_paths):
         key = FieldKey(slide.slide_id, i)
-        content = timed("read", partial(slides.field_content, path))
-        timed("digest", partial(slides.digest, content))
-        pixels = timed("decode", partial(slides.decode_field, path.name, content))
+        content = timed("read", partial(images.field_content, path))
+        timed("digest", partial(images.digest, content))
+        pixels = timed("decode", partial(images.decode_field, path.name, content))
         timed("store: write", partial(store.write_field, group, key, pixels))
         pixels = timed("store: read", partial(store.read_field, group, key))
         timed("scale", partial(rescale, pixels, scale / models[0].card.um_per_px))

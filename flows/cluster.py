@@ -24,7 +24,7 @@ from uuid import uuid4
 from weakref import WeakSet
 
 import wbc
-from wbc.registry import ModelError, ModelRef, read_card
+from wbc.models.registry import ModelError, ModelRef, read_card
 from wbc.revision import code_revision
 
 if TYPE_CHECKING:

@@ -13,12 +13,15 @@ from flows.cluster import ClusterSettings, open_cluster, read_settings
 from flows.listening import Listener, current_listener, listening
 from flows.slide_table import slide_line
 from flows.stages import MOST_SLIDES, STAGES, Run, count_all, is_drawn
-from wbc import pipeline, registry, results
-from wbc.pipeline import CountSettings, Job, SlideOutcome
-from wbc.registry import ModelRef
-from wbc.slides import discover
+from wbc.counting import slide as pipeline
+from wbc.counting.slide import CountSettings, Job, SlideOutcome
+from wbc.models import registry
+from wbc.models.cards import Task
+from wbc.models.registry import ModelRef
+from wbc.storage import results
+from wbc.storage.slides import discover
 from wbc.taxonomy import Taxonomy, check_classes, load_taxonomy
-from wbc.types import Slide, Task
+from wbc.types import Slide
 
 __all__ = ["CountReport", "Listener", "NothingCounted", "count_slides", "listening"]
 

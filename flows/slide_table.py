@@ -5,9 +5,9 @@ from urllib.parse import quote
 
 from upath import UPath
 
-from wbc.pipeline import SlideOutcome
-from wbc.report import printable, read_report
-from wbc.tables import FailedField, arrow_text
+from wbc.counting.report import printable, read_report
+from wbc.counting.slide import SlideOutcome
+from wbc.storage.tables import FailedField, arrow_text
 from wbc.taxonomy import Taxonomy
 from wbc.types import Slide
 

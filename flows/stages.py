@@ -19,10 +19,12 @@ from upath import UPath
 
 from flows.cluster import Cluster, reason, worth_retrying
 from flows.listening import Listener
-from wbc import pipeline, store, tables
-from wbc.annotate import annotate_slide, annotated_path
-from wbc.pipeline import Ingested, Job, SlideOutcome, chunks
-from wbc.tables import FailedField, arrow_text
+from wbc.counting import slide as pipeline
+from wbc.counting.annotate import annotate_slide, annotated_path
+from wbc.counting.slide import Ingested, Job, SlideOutcome, chunks
+from wbc.storage import pixels as store
+from wbc.storage import tables
+from wbc.storage.tables import FailedField, arrow_text
 from wbc.types import Slide
 
 T = TypeVar("T")

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from upath import UPath
 
-from wbc import models, registry, tables
+from wbc.counting.slide import CountSettings, Job
 from wbc.differential import count
-from wbc.pipeline import CountSettings, Job
-from wbc.registry import LoadedModel
-from wbc.tables import FailedField, Seconds, SlideRow
+from wbc.models import architectures, registry
+from wbc.models.cards import ModelCard
+from wbc.models.registry import LoadedModel
+from wbc.storage import tables
+from wbc.storage.tables import FailedField, Seconds, SlideRow
 from wbc.taxonomy import Taxonomy, load_taxonomy
-from wbc.types import ModelCard
 
 Discs = list[tuple[int, int, int]]  # x, y, radius in px
 Paint = Callable[[int, int, Discs], NDArray[np.uint8]]
@@ -67,14 +68,14 @@ def dark_card() -> ModelCard:
 @pytest.fixture(scope="session")
 def dark_model(dark_card: ModelCard) -> LoadedModel:
     """That detector, in memory."""
-    return LoadedModel(models.build(dark_card), dark_card, torch.device("cpu"))
+    return LoadedModel(architectures.build(dark_card), dark_card, torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")
 def dark_folder(dark_card: ModelCard, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That detector, saved."""
     folder: Path = tmp_path_factory.mktemp("models") / "dark_regions"
-    registry.save(folder, models.build(dark_card), dark_card)
+    registry.save(folder, architectures.build(dark_card), dark_card)
     return folder
 
 

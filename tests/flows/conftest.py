@@ -13,8 +13,8 @@ import pytest
 from distributed import LocalCluster
 from upath import UPath
 
-from wbc.pipeline import CountSettings, count_slide
-from wbc.slides import discover
+from wbc.counting.slide import CountSettings, count_slide
+from wbc.storage.slides import discover
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 # Servers and workers are started by the dozen, and each would compile its libraries for itself.

@@ -20,8 +20,8 @@ from distributed.scheduler import NoWorkerError
 
 from flows import cluster
 from flows.cluster import CheckedExecutor, ClusterError, ClusterSettings, open_cluster, read_settings
-from wbc import registry
-from wbc.registry import ModelRef
+from wbc.models import registry
+from wbc.models.registry import ModelRef
 
 DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
 IN_THREADS = {"processes": False, "n_workers": 1, "dashboard_address": "127.0.0.1:0"}

@@ -20,9 +20,11 @@ from upath import UPath
 from flows import count_slides as flow_module
 from flows import stages
 from flows.count_slides import CountReport, NothingCounted, listening
-from wbc import models, pipeline, registry, worker
-from wbc.pipeline import SlideOutcome
-from wbc.types import ModelCard
+from wbc.counting import slide as pipeline
+from wbc.counting import worker
+from wbc.counting.slide import SlideOutcome
+from wbc.models import architectures, registry
+from wbc.models.cards import ModelCard
 
 pytestmark = pytest.mark.dask
 
@@ -180,7 +182,7 @@ def test_run_that_cannot_be_says_why_before_it_starts(
 def test_model_that_names_what_the_taxonomy_does_not_know_is_refused(
     slides: UPath, tmp_path: Path, run_flow: RunFlow, dark_card: ModelCard
 ) -> None:
-    registry.save(tmp_path / "pottery", models.build(dark_card), replace(dark_card, classes=("teapot",)))
+    registry.save(tmp_path / "pottery", architectures.build(dark_card), replace(dark_card, classes=("teapot",)))
     with pytest.raises(ValueError, match="teapot"):
         run_flow(slides, UPath(tmp_path / "out"), detector=str(tmp_path / "pottery"))
 
@@ -328,7 +330,7 @@ def test_worker_killed_in_the_middle_changes_nothing(
 
 KILLER = """
 import functools, os, signal
-from wbc import worker
+from wbc.counting import worker
 
 def deadly(read, path):
     if path.name == "deadly.png":

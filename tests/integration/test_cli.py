@@ -19,9 +19,11 @@ from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner, Result
 from upath import UPath
 
-from wbc import cli, models, registry, terminal
-from wbc.pipeline import SlideOutcome
-from wbc.types import ModelCard
+from wbc.cli.main import main as cli
+from wbc.cli.main import terminal
+from wbc.counting.slide import SlideOutcome
+from wbc.models import architectures, registry
+from wbc.models.cards import ModelCard
 
 Wbc = Callable[..., Result]
 MakeSlide = Callable[..., UPath]
@@ -94,9 +96,9 @@ def refused(result: Result) -> str:
 @pytest.mark.parametrize(
     ("module", "spared"),
     [
-        ("wbc.cli", ("torch", "prefect", "pandas", "numpy")),
-        ("wbc.report", ("torch", "prefect", "pandas")),
-        ("wbc.pipeline", ("torchvision", "timm", "pandas")),
+        ("wbc.cli.main", ("torch", "prefect", "pandas", "numpy")),
+        ("wbc.counting.report", ("torch", "prefect", "pandas")),
+        ("wbc.counting.slide", ("torchvision", "timm", "pandas")),
     ],
 )
 def test_what_takes_long_to_import_waits_until_it_is_needed(module: str, spared: tuple[str, ...]) -> None:
@@ -109,7 +111,7 @@ def test_a_slides_count_is_read_without_pandas(count: Wbc, slides: Path, tmp_pat
     count(slides, tmp_path / "out")
     program = (
         "import sys, upath, wbc.report\n"
-        f"wbc.report.read_report(upath.UPath({str(tmp_path / 'out')!r}), 's1')\n"
+        f"wbc.counting.report.read_report(upath.UPath({str(tmp_path / 'out')!r}), 's1')\n"
         "print('pandas' in sys.modules)"
     )
     read = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -271,7 +273,7 @@ def test_a_taxonomy_that_contradicts_the_model_is_wrong_usage(
 ) -> None:
     values = dark_card.to_json() | {"classes": ["rbc", "yeast"]}
     card = ModelCard.from_json(values)
-    registry.save(tmp_path / "model", models.build(card), card)
+    registry.save(tmp_path / "model", architectures.build(card), card)
     assert "yeast" in refused(count(slides, tmp_path / "out", "--detector", tmp_path / "model"))
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from upath import UPath
 
-from wbc import results, tables
-from wbc.pipeline import Job, count_slide, is_counted, record_failure
-from wbc.slides import discover
+from wbc.counting.slide import Job, count_slide, is_counted, record_failure
+from wbc.storage import results, tables
+from wbc.storage.slides import discover
 
 
 def test_a_failed_slide_is_in_the_tables_until_it_is_counted(

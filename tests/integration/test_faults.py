@@ -16,11 +16,13 @@ import pytest
 import torch
 from upath import UPath
 
-from wbc import models, registry, worker
-from wbc.pipeline import Job, count, count_slide, ingest, is_counted, remove_leftovers
-from wbc.registry import ModelError
-from wbc.slides import discover
-from wbc.types import ModelCard, Slide
+from wbc.counting import worker
+from wbc.counting.slide import Job, count, count_slide, ingest, is_counted, remove_leftovers
+from wbc.models import architectures, registry
+from wbc.models.cards import ModelCard
+from wbc.models.registry import ModelError
+from wbc.storage.slides import discover
+from wbc.types import Slide
 
 MakeSlide = Callable[..., UPath]
 MakeJob = Callable[..., Job]
@@ -164,9 +166,9 @@ KILLED = """
 import os, signal, sys
 from concurrent.futures import ThreadPoolExecutor
 from upath import UPath
-from wbc import registry
-from wbc.pipeline import CountSettings, Job, count_slide
-from wbc.slides import discover
+from wbc.models import registry
+from wbc.counting.slide import CountSettings, Job, count_slide
+from wbc.storage.slides import discover
 from wbc.taxonomy import load_taxonomy
 
 slides, model, *outs = sys.argv[1:]
@@ -268,7 +270,7 @@ def test_a_model_that_changes_during_the_count_commits_nothing(
             super().__init__()
             self.value = torch.nn.Parameter(torch.tensor([value]))
 
-    registry.save(tmp_path / "model", models.build(dark_card), dark_card)
+    registry.save(tmp_path / "model", architectures.build(dark_card), dark_card)
     job = make_job(out, detector=registry.resolve(str(tmp_path / "model"), "detector")[0])
     ingested = ingest(only(painted_slide), job, threads)
     registry.save(tmp_path / "model", Weighted(1.0), dark_card)

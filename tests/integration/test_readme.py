@@ -11,9 +11,10 @@ import pytest
 from typer.testing import CliRunner
 from upath import UPath
 
-from wbc import cli, tables
+from wbc.cli.main import main as cli
 from wbc.differential import count
-from wbc.tables import FailedField
+from wbc.storage import tables
+from wbc.storage.tables import FailedField
 from wbc.taxonomy import load_taxonomy, shipped_taxonomies
 
 ROOT = Path(__file__).parents[2]

@@ -14,13 +14,13 @@ import pandas as pd
 import pytest
 from upath import UPath
 
-from wbc import registry
+from wbc.cells.geometry import box_iou
+from wbc.counting.slide import Job, count_slide
 from wbc.datasets.coco import read_coco
 from wbc.datasets.labels import LabelledPicture
-from wbc.geometry import box_iou
-from wbc.pipeline import Job, count_slide
-from wbc.slides import discover
-from wbc.tables import read_slide_row, read_table
+from wbc.models import registry
+from wbc.storage.slides import discover
+from wbc.storage.tables import read_slide_row, read_table
 from wbc.taxonomy import GENERIC, load_taxonomy
 
 pytestmark = pytest.mark.real

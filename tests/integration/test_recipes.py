@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from wbc import registry
+from wbc.models import registry
 from wbc.revision import code_revision
-from wbc.synth import SmearSettings, render_slides
+from wbc.synth.smear import SmearSettings, render_slides
 from wbc.training.recipes import train_classifier, train_detector
 
 KINDS = ["segmented_neutrophil", "band_neutrophil", "lymphocyte"]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from upath import UPath
 
-from wbc.types import ChunkKey, Detections, FieldError, FieldKey, ModelCard, Slide, Tile
+from wbc.models.cards import ModelCard
+from wbc.types import ChunkKey, Detections, FieldError, FieldKey, Slide, Tile
 
 
 def paths(*names: str) -> tuple[UPath, ...]:

@@ -9,8 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
+from wbc.cells.crop import cut_square
 from wbc.datasets.labels import LabelledPicture
-from wbc.geometry import cut_square
 
 PATCH_UM = 26.0
 PATCH_PX = 176

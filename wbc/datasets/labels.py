@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wbc.geometry import box_iou
-from wbc.slides import IMAGE_SUFFIXES
+from wbc.cells.geometry import box_iou
+from wbc.storage.images import IMAGE_SUFFIXES
 
 RED_CELL_UM = 7.2  # mean diameter of a normal red cell on a dried smear
 DOUBLE_IOU = 0.85

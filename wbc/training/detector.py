@@ -18,7 +18,7 @@ from wbc.datasets.labels import LabelledPicture, red_cell_um_per_px
 from wbc.datasets.mosaic import MosaicSettings, Source, draw_mosaic, load_source
 from wbc.datasets.voc import read_voc
 from wbc.datasets.yolo import read_yolo
-from wbc.synth import NORMAL_BLOOD, SmearSettings, draw_stain, render_field
+from wbc.synth.smear import NORMAL_BLOOD, SmearSettings, draw_stain, render_field
 from wbc.taxonomy import GENERIC
 
 

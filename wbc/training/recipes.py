@@ -14,17 +14,19 @@ import torch
 from torch import Tensor
 from upath import UPath
 
-from wbc import __version__, models, registry
-from wbc.classify import predict
+from wbc import __version__
+from wbc.cells.classify import predict
+from wbc.cells.crop import cut_square
+from wbc.cells.detect import TileSettings, detect
 from wbc.datasets.augment import Jitter
 from wbc.datasets.crops import PATCH_PX, PATCH_UM, Crops, cut_crops, read_crop_table
 from wbc.datasets.labels import red_cell_um_per_px
 from wbc.datasets.mosaic import MosaicSettings
-from wbc.detect import TileSettings, detect
-from wbc.geometry import cut_square
+from wbc.models import architectures, registry
+from wbc.models.cards import ModelCard
 from wbc.models.imagenet import load_lite_weights
 from wbc.revision import code_revision
-from wbc.slides import read_field
+from wbc.storage.images import read_field
 from wbc.taxonomy import label_matrix, load_taxonomy
 from wbc.training.calibration import CalibrationSettings, calibrate
 from wbc.training.classifier import CropSamples, CropSettings, tree_losses
@@ -40,7 +42,6 @@ from wbc.training.detector import (
 )
 from wbc.training.loop import LoopSettings, fit
 from wbc.training.metrics import average_precision, confusion, kind_accuracy
-from wbc.types import ModelCard
 
 SHARED_TABLES = {"name", "classes", "builder", "model", "loop", "jitter", "data", "measure", "credits"}
 MEAN = STD = (0.5, 0.5, 0.5)  # what the EfficientNet-lite weights were trained with
@@ -85,7 +86,7 @@ def train_detector(config: Path, data: Path, out: Path, device: str) -> ModelCar
     classes, loop = list(plan["classes"]), section(LoopSettings, plan["loop"], "loop")
     specs = [section(BoxData, d, "data") for d in plan["data"]]
     card = _card(plan, config, "detector", float(plan["um_per_px"]), 0, plan["model"])
-    model = models.build(card)
+    model = architectures.build(card)
     load_lite_weights(model.get_submodule("backbone.body"), plan["model"]["backbone"])
     frozen = tuple(plan.get("frozen", ()))
     freeze(model.train(), frozen)
@@ -144,7 +145,7 @@ def train_classifier(config: Path, data: Path, out: Path, device: str) -> ModelC
     labels = sorted({label for crops, _ in parts for label in crops.labels})
     matrix = label_matrix(load_taxonomy(plan["taxonomy"]), list(plan["classes"]), labels)
     rows = {label: i for i, label in enumerate(labels)}
-    model = models.build(card)
+    model = architectures.build(card)
     log.info("untrained: %s", load_lite_weights(model, plan["model"]["backbone"]))
     samples = CropSamples(
         [(crops, rows, weight) for crops, weight in parts],

@@ -1,0 +1,126 @@
+"""How a verb speaks and ends: tables or JSON on the terminal, warnings, wrong usage, Ctrl-C, exit statuses."""
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from wbc.counting.report import SlideReport
+    from wbc.counting.slide import SlideOutcome
+
+# Exit statuses beside 0.
+WRONG_USAGE, NOT_ALL_COUNTED, INTERRUPTED = 2, 3, 130
+STOP_SECONDS = 15.0
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """What the user's words or files made impossible becomes one line and exit status 2."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error)
+        _refuse(reason, error)
+    except (ValueError, ImportError) as error:
+        _refuse(str(error), error)
+
+
+def _refuse(reason: str, error: Exception) -> None:
+    typer.echo(f"wbc: {' '.join(reason.split())}", err=True)
+    raise typer.Exit(WRONG_USAGE) from error
+
+
+@contextmanager
+def stopping_soon() -> Iterator[None]:
+    """Within, Ctrl-C or SIGTERM ends the process when the cluster is closed, and after STOP_SECONDS at the latest.
+
+    SIGTERM by itself would leave Prefect's private server behind.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        typer.echo("wbc: interrupted; the same command goes on where this one stopped", err=True)
+        last = threading.Timer(STOP_SECONDS, _end_now)
+        last.daemon = True
+        last.start()
+        signal.default_int_handler(number, frame)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_now() -> None:
+    import psutil  # type: ignore[import-untyped]
+
+    for child in psutil.Process().children(recursive=True):  # they do not hear a Ctrl-C
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    os._exit(INTERRUPTED)
+
+
+@contextmanager
+def warnings_on(console: "Console") -> Iterator[None]:
+    """Within, what wbc warns of is a line on the console: Prefect's handler, which is silenced, would have shown it."""
+    from rich.text import Text
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            console.print(Text(f"{record.levelname.lower()}: {record.getMessage()}", style="yellow"), soft_wrap=True)
+
+    logger, lines = logging.getLogger("wbc"), Lines(logging.WARNING)
+    logger.addHandler(lines)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(lines)
+        logger.propagate = True
+
+
+def print_count(outcomes: "Sequence[SlideOutcome]", out: str, as_json: bool) -> None:
+    """What a count into `out` found, on stdout; what failed, a line each, on stderr, and exit status 3 where it did."""
+    from upath import UPath
+
+    from wbc.counting.report import failures, outcome_json, read_report
+
+    counted = {o.slide_id: read_report(UPath(out), o.slide_id) for o in outcomes if o.status != "failed"}
+    if as_json:
+        print_json(out, [outcome_json(o, counted.get(o.slide_id)) for o in outcomes])
+    else:
+        print_tables(list(counted.values()))
+    missing = [line for outcome in outcomes for line in failures(outcome)]
+    for line in missing:
+        typer.echo(line, err=True)
+    if missing:
+        raise typer.Exit(NOT_ALL_COUNTED)
+
+
+def print_json(out: str, slides: Sequence[dict[str, Any]]) -> None:
+    """The slides in `out` as one JSON object."""
+    typer.echo(json.dumps({"out": out, "slides": slides}, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def print_tables(reports: "Sequence[SlideReport]") -> None:
+    """The differential of each slide."""
+    from rich.console import Console
+
+    from wbc.counting.report import report_table
+
+    # A log or a pipe has no width to wrap at.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    for report in reports:
+        console.print(report_table(report))

@@ -1,0 +1,60 @@
+"""What a model is and how it must be run: the card beside its weights."""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+Task = Literal["detector", "classifier"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What a model is and how it must be run: stored beside its weights as `card.json`.
+
+    `builder` names a function of `wbc.models`, `arguments` its settings; `classes` are cell types in the order of the
+    model's outputs (a detector's label 0, background, is not among them). `um_per_px` is the scale of its input;
+    `input_px` the side of a classifier's square crop there (0 for a detector); `mean` and `std` are of RGB in 0..1.
+    `sha256` is of the weights file. `threshold` is the probability below which a classifier's cell is unidentified.
+    """
+
+    name: str
+    version: str
+    task: Task
+    builder: str
+    arguments: dict[str, Any]
+    classes: tuple[str, ...]
+    um_per_px: float
+    input_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    sha256: str
+    threshold: float = 0.0
+    dataset: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    code_revision: str = ""
+    credits: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.task not in ("detector", "classifier"):
+            raise ValueError(f"task {self.task!r} is neither detector nor classifier")
+        if not self.classes or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes {self.classes} are empty or repeat")
+        if not self.um_per_px > 0 or len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"no such preprocessing: {self.um_per_px} µm/px, mean {self.mean}, std {self.std}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The card as JSON's types."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "ModelCard":
+        """A card from JSON's types. Raises ValueError, naming them, where fields are missing, unknown or wrong."""
+        if not isinstance(values, dict):
+            raise ValueError(f"a card is an object, not {type(values).__name__}")
+        known = {f.name for f in fields(ModelCard)}
+        if unknown := set(values) - known:
+            raise ValueError(f"unknown fields {sorted(unknown)}")
+        try:
+            tuples = {k: tuple(v) for k, v in values.items() if k in ("classes", "mean", "std", "credits")}
+            return ModelCard(**values | tuples)
+        except TypeError as error:
+            raise ValueError(str(error)) from error

@@ -1,0 +1,167 @@
+"""Model reference -> module and card: `bundled:NAME`, a folder, `models:/NAME@ALIAS` (MLflow). Nothing is unpickled."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from wbc.models import architectures
+from wbc.models.cards import ModelCard, Task
+
+WEIGHTS = "model.safetensors"
+CARD = "card.json"
+BUNDLED = Path(__file__).parent / "weights"
+
+
+class ModelError(ValueError):
+    """A model reference that cannot be used, with the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model as a count names it: what the user wrote, and the digest of the weights that this meant when it began."""
+
+    reference: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """A module in eval mode on its device, with its card."""
+
+    module: nn.Module
+    card: ModelCard
+    device: torch.device
+
+
+def locate(reference: str) -> Path:
+    """The folder of a model. Raises ModelError, naming the reference, where there is none."""
+    if reference.startswith("bundled:"):
+        folder = BUNDLED / reference.removeprefix("bundled:")
+        known = sorted(p.parent.name for p in BUNDLED.glob(f"*/{CARD}"))
+        if not (folder / CARD).is_file():
+            raise ModelError(f"no bundled model {reference!r}; there are {', '.join(f'bundled:{k}' for k in known)}")
+        return folder
+    if reference.startswith("models:/"):
+        return _from_mlflow(reference)
+    folder = Path(reference)
+    if not (folder / CARD).is_file():
+        raise ModelError(f"no model {reference!r}: {folder / CARD} does not exist")
+    return folder
+
+
+def _from_mlflow(reference: str) -> Path:
+    try:
+        import mlflow.artifacts  # heavy, and only for those who keep a registry
+    except ModuleNotFoundError as error:
+        raise ModelError(f"{reference!r} is in an MLflow registry: pip install 'wbc[mlflow]'") from error
+    try:
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=reference))
+    except Exception as error:
+        raise ModelError(f"no model {reference!r} in the MLflow registry: {error}") from error
+
+
+def read_card(reference: str) -> ModelCard:
+    """A model's card, its weights' digest checked. Raises ModelError naming file and reason."""
+    folder = locate(reference)
+    try:
+        card = ModelCard.from_json(json.loads((folder / CARD).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{folder / CARD}: {error}") from error
+    if not (folder / WEIGHTS).is_file():
+        raise ModelError(f"{folder / WEIGHTS} does not exist")
+    stat = (folder / WEIGHTS).stat()
+    found = _digest(str(folder / WEIGHTS), stat.st_size, stat.st_mtime_ns)
+    if found != card.sha256:
+        raise ModelError(f"{folder / WEIGHTS}: sha256 is {found[:12]}…, its card says {card.sha256[:12]}…")
+    return card
+
+
+@lru_cache(maxsize=16)
+def _digest(path: str, _size: int, _modified: int) -> str:
+    with open(path, "rb") as weights:
+        return hashlib.file_digest(weights, "sha256").hexdigest()
+
+
+def resolve(reference: str, task: Task) -> tuple[ModelRef, ModelCard]:
+    """A reference pinned to the weights that it means now. Raises ModelError where it is no model for `task`."""
+    card = read_card(reference)
+    if card.task != task:
+        raise ModelError(f"{reference!r} is a {card.task}, not a {task}")
+    return ModelRef(reference, card.sha256), card
+
+
+@lru_cache(maxsize=8)
+def load(ref: ModelRef, device: str) -> LoadedModel:
+    """The model, float32 on `device`, loaded once per process.
+
+    Raises ModelError where the card describes no model, the weights do not fit it, or are not those that `ref` was
+    pinned to.
+    """
+    card = read_card(ref.reference)
+    if card.sha256 != ref.sha256:
+        raise ModelError(
+            f"{ref.reference!r} is {card.sha256[:12]}… here, the count began with {ref.sha256[:12]}…: "
+            f"models differ between machines or changed meanwhile"
+        )
+    folder = locate(ref.reference)
+    try:
+        built = architectures.build(card)
+    except ValueError as error:
+        raise ModelError(f"{folder / CARD}: {error}") from error
+    module = load_weights(built, folder / WEIGHTS)
+    module.requires_grad_(False)
+    return LoadedModel(module.to(device).eval(), card, torch.device(device))
+
+
+def resolve_device(device: str) -> str:
+    """`auto` as this machine has it. Raises ValueError where CUDA is asked for and missing."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r}: no CUDA device here")
+    return device
+
+
+def load_weights(module: nn.Module, path: Path) -> nn.Module:
+    """Fill `module` from a safetensors file. Raises ModelError naming the tensors that do not fit."""
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: {error}") from error
+    own = module.state_dict()
+    differs = (k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
+    wrong = sorted({*differs, *(own.keys() ^ state.keys())})
+    if wrong:
+        raise ModelError(f"{path} does not fit its card: {len(wrong)} tensors differ, first {wrong[0]!r}")
+    module.load_state_dict(state)
+    return module
+
+
+def save(folder: Path, module: nn.Module, card: ModelCard) -> ModelCard:
+    """Write a model as fp16 safetensors with its card, whose sha256 is filled in; returns that card.
+
+    Raises ValueError where a weight is not finite as fp16.
+    """
+    state = {}
+    for name, tensor in module.state_dict().items():
+        value = tensor.detach().cpu().contiguous()
+        state[name] = value.half() if value.is_floating_point() else value
+        if not torch.isfinite(state[name]).all():
+            raise ValueError(f"{name} is not finite as fp16")
+    folder.mkdir(parents=True, exist_ok=True)
+    new_weights, new_card = folder / f".{WEIGHTS}.tmp", folder / f".{CARD}.tmp"
+    save_file(state, new_weights)
+    with open(new_weights, "rb") as weights:
+        card = replace(card, sha256=hashlib.file_digest(weights, "sha256").hexdigest())
+    new_card.write_text(json.dumps(card.to_json(), indent=2, ensure_ascii=False) + "\n")
+    os.replace(new_weights, folder / WEIGHTS)
+    os.replace(new_card, folder / CARD)
+    return card

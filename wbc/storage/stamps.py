@@ -1,0 +1,91 @@
+"""What the last run learnt of a slide's fields (`OUT/.wbc/<slide_id>.json`), which spares the next one opening them.
+
+Facts about files, true whichever count stands: lost, they cost no more than a digest of each field.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+
+from upath import UPath
+
+from wbc.storage.files import local_path, write_whole
+from wbc.storage.images import status
+from wbc.types import FieldError, Slide
+
+# What object stores call the time (or the version) of an object; fsspec has no common name for it.
+_MODIFIED_KEYS = ("mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "created")
+
+
+@dataclass(frozen=True, slots=True)
+class FieldStamp:
+    """What stands for a field's content while it does not change: name, size in bytes, and time of change.
+
+    `modified` is an opaque string to compare, "" where the file system tells no time.
+    """
+
+    name: str
+    size: int
+    modified: str
+
+
+def stamp(path: UPath) -> FieldStamp:
+    """The stamp of a field, without opening it. Raises FieldError where there is no such file or no leave to look.
+
+    Taken before the content is read, it can only be older than the content, never newer.
+    """
+    found = status(path)
+    if local_path(path) is not None:
+        return FieldStamp(path.name, found.st_size, str(found.st_mtime_ns))
+    known = path.fs.info(path.path)
+    modified = next((known[key] for key in _MODIFIED_KEYS if known.get(key)), "")
+    text = modified.isoformat() if isinstance(modified, datetime) else str(modified)
+    return FieldStamp(path.name, found.st_size, text)
+
+
+@dataclass(frozen=True, slots=True)
+class FieldRecord:
+    """A field's size in bytes and time of change when its content had the digest `sha256` ("": it was not readable)."""
+
+    size: int
+    modified: str
+    sha256: str
+
+
+def write_stamps(out: UPath, slide: Slide, records: Mapping[str, FieldRecord]) -> None:
+    """Keep the records of a slide's fields by file name. Raises OSError where they cannot be written."""
+    content = json.dumps({name: asdict(record) for name, record in records.items()}, indent=1)
+    write_whole(_path(out, slide), content.encode())
+
+
+def read_stamps(out: UPath, slide: Slide) -> dict[str, FieldRecord]:
+    """The records kept for a slide by file name; none where the file is missing or broken."""
+    try:
+        kept = json.loads(_path(out, slide).read_bytes())
+        return {name: FieldRecord(int(r["size"]), str(r["modified"]), str(r["sha256"])) for name, r in kept.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def known_digests(out: UPath, slide: Slide) -> dict[str, str] | None:
+    """Digests of all fields by file name; None where a field has changed since, or could not be read then.
+
+    Opens no field.
+    """
+    records = read_stamps(out, slide)
+    known = {}
+    for path in slide.field_paths:
+        try:
+            now = stamp(path)
+        except FieldError:
+            return None
+        record = records.get(now.name)
+        if record is None or (record.size, record.modified) != (now.size, now.modified) or not record.sha256:
+            return None
+        known[now.name] = record.sha256
+    return known
+
+
+def _path(out: UPath, slide: Slide) -> UPath:
+    return out / ".wbc" / f"{slide.slide_id}.json"
