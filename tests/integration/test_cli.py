@@ -19,8 +19,8 @@ from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner, Result
 from upath import UPath
 
-from wbc.cli.main import main as cli
-from wbc.cli.main import terminal
+from wbc.cli import main as cli
+from wbc.cli import terminal
 from wbc.counting.slide import SlideOutcome
 from wbc.models import architectures, registry
 from wbc.models.cards import ModelCard

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 from upath import UPath
 
-from wbc.cli.main import main as cli
+from wbc.cli import main as cli
 from wbc.differential import count
 from wbc.storage import tables
 from wbc.storage.tables import FailedField
