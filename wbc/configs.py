@@ -1,0 +1,142 @@
+"""What people write in files, as frozen settings: TOML and JSON through pydantic, every mistake named in a sentence."""
+
+import json
+import tomllib
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+from upath import UPath
+
+Settings = TypeVar("Settings")
+
+# What pydantic's types of errors mean to someone who wrote a file.
+WANTED = {
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a table",
+    "mapping_type": "a table",
+    "dataclass_type": "a table",
+    "none_required": "null",
+}
+
+
+def read_toml(path: str | Path | UPath, settings: type[Settings]) -> Settings:
+    """The settings of a TOML file, as `checked` checks them.
+
+    Raises ValueError, which names the file, where it cannot be read, is no TOML or does not fit.
+    """
+    try:
+        content = UPath(path).read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file") from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from error
+    return parse_toml(content, settings, str(path))
+
+
+def parse_toml(content: bytes, settings: type[Settings], where: str) -> Settings:
+    """The settings of a TOML file's `content`; `where` is its name. Raises ValueError as `read_toml` does."""
+    try:
+        values = tomllib.loads(content.decode())
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return checked(values, settings, where)
+
+
+def checked(values: object, settings: type[Settings], where: str) -> Settings:
+    """Values of TOML's or JSON's types as the frozen dataclass `settings`, dataclasses within it too.
+
+    Types are taken strictly: text is no number, and neither is true. A list becomes a tuple where the settings have
+    one. Keys that no settings have are refused. Raises ValueError with one line, as in "configs/x.toml: loop.steps is
+    'many', not an integer"; rows of a list are counted from 1, or told by their name where they have one.
+    """
+    try:
+        # As JSON, because it is there that pydantic's strict mode takes lists for tuples and tables for dataclasses.
+        adapter = _adapter(settings)  # type: ignore[arg-type]  # a class is hashable, whatever mypy thinks
+        (made,) = adapter.validate_json(json.dumps([values], default=_refuse))
+    except ValidationError as error:
+        sentences = (_sentence(e, values, settings) for e in error.errors(include_url=False))
+        raise ValueError(f"{where}: {'; '.join(dict.fromkeys(sentences))}") from error
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from error
+    fitting: Settings = made
+    return fitting
+
+
+@cache
+def _adapter(settings: Any) -> TypeAdapter[Any]:
+    # In a tuple, because pydantic hands its configuration down to a standard dataclass but does not take one for it.
+    wrapped: Any = tuple[settings]
+    return TypeAdapter(wrapped, config=ConfigDict(strict=True, extra="forbid"))
+
+
+def _refuse(value: object) -> Any:
+    raise TypeError(f"{value} is a {type(value).__name__}, which no setting is")
+
+
+def _sentence(error: ErrorDetails, values: object, settings: type[Any]) -> str:
+    loc = error["loc"][1:]
+    key, value = _key(loc, values), error["input"]
+    match error["type"]:
+        case "missing":
+            return f"{key} is missing"
+        case "unexpected_keyword_argument":
+            there = ", ".join(_keys(settings, loc[:-1]))
+            return f"{key} is unknown; the keys are {there}"
+        case "value_error":
+            return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
+        case "literal_error":
+            return f"{key} is {value!r}, none of {error['ctx']['expected'].replace(' or ', ', ')}"
+        case kind if kind in WANTED:
+            return f"{key or 'this'} is {value!r}, not {WANTED[kind]}"
+    return f"{key or 'this'} is {value!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _key(loc: Iterable[int | str], values: object) -> str:
+    """`loc` as a user reads it: "loop.steps", "cell_types[blast].lineage", "data[2].weight"."""
+    key, here = "", values
+    for part in loc:
+        here = _inside(here, part)
+        if isinstance(part, int):
+            name = here.get("name") if isinstance(here, Mapping) else None
+            key += f"[{name if isinstance(name, str) else part + 1}]"
+        else:
+            key += f".{part}" if key else part
+    return key
+
+
+def _inside(values: Any, part: int | str) -> object:
+    try:
+        return values[part]
+    except (KeyError, IndexError, TypeError):
+        return None
+
+
+def _keys(settings: Any, loc: Iterable[int | str]) -> list[str]:
+    """The keys of the dataclass at `loc` within `settings`."""
+    here = settings
+    for part in loc:
+        if is_dataclass(here):
+            here = _without_none(get_type_hints(here)[str(part)])
+        else:  # a tuple's type comes first, a dict's last
+            here = get_args(here)[-1 if isinstance(part, str) else 0]
+    return [f.name for f in fields(here)]
+
+
+def _without_none(hint: Any) -> Any:
+    if get_origin(hint) is Annotated:
+        return _without_none(get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        return next(a for a in get_args(hint) if a is not type(None))
+    return hint
