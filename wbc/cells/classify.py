@@ -1,4 +1,4 @@
-"""Pixels + boxes + classifier -> a kind and a probability per cell."""
+"""Pixels + boxes + classifier -> a cell type and a probability per cell."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from wbc.cells.crop import cut_square
 from wbc.models.registry import LoadedModel
-from wbc.taxonomy import GENERIC, Taxonomy, label_matrix
+from wbc.taxonomy import UNIDENTIFIED, Taxonomy, label_matrix
 
 BATCH = 64
 
@@ -19,7 +19,7 @@ def classify(
     """The class probabilities float32 (N,C) of the cell in each box (N,4) of a field uint8 (H,W,3).
 
     A cell is seen in the middle of a square of fixed size in µm, whatever its box: size is part of what it is. The
-    probabilities are means over the crop and its mirror image.
+    probabilities are means over the crop and its mirror image. Raises FloatingPointError where some are no numbers.
     """
     card = model.card
     side_px = card.input_px * card.um_per_px / um_per_px
@@ -28,23 +28,29 @@ def classify(
     for start in range(0, len(boxes), BATCH):
         crops = np.stack([cut_square(pixels, x, y, side_px, card.input_px) for x, y in centres[start : start + BATCH]])
         chances.append(predict(crops, model))
-    return np.concatenate(chances)
+    every = np.concatenate(chances)
+    if broken := np.count_nonzero(~np.isfinite(every).all(1)):
+        raise FloatingPointError(f"{broken} of {len(boxes)} cells have probabilities that are no numbers ({card.name})")
+    return every
 
 
-def name_kinds(
+def name_cells(
     chances: NDArray[np.float32], classes: Sequence[str], taxonomy: Taxonomy, threshold: float
 ) -> tuple[NDArray[np.object_], NDArray[np.float32]]:
-    """The name of each cell (N,) from its class probabilities (N,C), and that name's probability float32 (N,).
+    """The taxonomy's own type of each cell (N,) from its class probabilities (N,C), and its probability float32 (N,).
 
-    The likeliest class; where none has `threshold`, the likeliest parent that has it (band or segmented, but surely a
-    neutrophil): a parent's probability is the sum of its children's. A parent of all classes says nothing. `wbc` where
-    no name is sure enough, with the likeliest class's probability.
+    Classes that the taxonomy takes for one type are summed first. Then the likeliest type; where none has `threshold`,
+    the likeliest parent that has it (band or segmented, but surely a neutrophil): a parent's probability is the sum of
+    its children's. A parent of all types says nothing. `unidentified` where nothing is sure enough, with the likeliest
+    type's probability.
     """
-    names, scores = np.array(classes, object)[chances.argmax(1)], chances.max(1)
+    types = list(dict.fromkeys(taxonomy.resolve(c) for c in classes))
+    chances = chances @ np.array([[taxonomy.resolve(c) == t for t in types] for c in classes], np.float32)
+    names, scores = np.array(types, object)[chances.argmax(1)], chances.max(1)
     unsure = scores < threshold
-    names[unsure] = GENERIC
-    parents = sorted({p for p in (taxonomy.cell_type(c).parent for c in classes) if p is not None})
-    covers = label_matrix(taxonomy, classes, parents)
+    names[unsure] = UNIDENTIFIED
+    parents = sorted({p for p in (taxonomy.cell_type(t).parent for t in types) if p is not None})
+    covers = label_matrix(taxonomy, types, parents)
     covers[covers.all(1)] = 0
     if parents:
         sums = chances @ covers.T

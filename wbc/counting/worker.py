@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from upath import UPath
 
-from wbc.cells.classify import classify, name_kinds
+from wbc.cells.classify import classify, name_cells
 from wbc.cells.detect import TileSettings, detect
 from wbc.cells.scale import estimate_um_per_px
 from wbc.counting.job import Job
@@ -141,5 +141,5 @@ def _name(
     if classifier is not None and len(generic):
         chances = classify(pixels, boxes[generic], um_per_px, classifier)
         card = classifier.card
-        names[generic], scores[generic] = name_kinds(chances, card.classes, taxonomy, card.threshold)
+        names[generic], scores[generic] = name_cells(chances, card.classes, taxonomy, card.threshold)
     return [taxonomy.resolve(name) for name in names], scores

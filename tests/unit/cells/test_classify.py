@@ -1,0 +1,134 @@
+"""A cell is looked at where it lies, and named by the taxonomy's own types."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from wbc.cells.classify import classify, name_cells, predict
+from wbc.models import architectures
+from wbc.models.cards import ModelCard
+from wbc.models.registry import LoadedModel
+from wbc.taxonomy import load_taxonomy
+
+HALF = (0.5, 0.5, 0.5)
+SMALL_NET = {"backbone": "test_efficientnet"}
+CLASSIFIER = ModelCard("small", "1", "classifier", "crop_classifier", SMALL_NET, ("a", "b"), 0.2, 32, HALF, HALF, "")
+
+
+class Reddest(nn.Module):
+    """Class 0 where the middle pixel is redder than it is blue, class 1 otherwise; sure by how much."""
+
+    def forward(self, crops: Tensor) -> Tensor:
+        middle = crops[:, :, crops.shape[2] // 2, crops.shape[3] // 2]
+        return torch.stack([middle[:, 0], middle[:, 2]], 1)
+
+
+def named(module: nn.Module) -> LoadedModel:
+    return LoadedModel(module, CLASSIFIER, torch.device("cpu"))
+
+
+def test_each_cell_is_seen_in_the_middle_of_its_own_box() -> None:
+    field = np.full((200, 300, 3), 128, np.uint8)
+    boxes = np.array([[x, y, x + 20, y + 20] for x in (0, 60, 140, 280) for y in (0, 90, 180)] * 7, np.float32)
+    for i, (x0, y0, x1, y1) in enumerate(boxes[:12].astype(int)):
+        field[y0:y1, x0:x1] = (255, 0, 0) if i % 3 else (0, 0, 255)
+    chances = classify(field, boxes, 0.2, named(Reddest()))
+    assert chances.argmax(1).tolist() == [0 if i % 3 else 1 for i in range(12)] * 7
+    np.testing.assert_allclose(chances.max(1), 1 / (1 + np.exp(-2)), rtol=1e-6)
+
+
+class Reach(nn.Module):
+    """Class 0 as far as the crop's rim is dark."""
+
+    def forward(self, crops: Tensor) -> Tensor:
+        return torch.stack([-crops[:, 0, 0, 0] * 20, crops[:, 0, 0, 0] * 20], 1)
+
+
+@pytest.mark.parametrize("um_per_px", [0.1, 0.2, 0.4])
+def test_the_window_has_its_size_in_micrometres_at_any_scale(um_per_px: float) -> None:
+    window_px = 32 * 0.2 / um_per_px
+    y, x = np.mgrid[:200, :200]
+    for factor, expected in (
+        (0.85, 0),
+        (1.15, 1),
+    ):  # a dark square a little larger, then a little smaller, than the window
+        dark = np.maximum(abs(x - 99.5), abs(y - 99.5)) <= window_px / factor / 2
+        field = np.where(dark[..., None], 0, 255).repeat(3, 2).astype(np.uint8)
+        chances = classify(field, np.array([[97, 97, 103, 103]], np.float32), um_per_px, named(Reach()))
+        assert chances.argmax(1).tolist() == [expected]
+
+
+def test_a_crop_and_its_mirror_image_are_named_alike() -> None:
+    torch.manual_seed(0)
+    model = named(architectures.build(CLASSIFIER))
+    crops: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    chances = predict(crops, model)
+    np.testing.assert_allclose(chances.sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(chances, predict(crops[:, :, ::-1], model), atol=1e-6)
+
+
+def test_no_boxes_no_names() -> None:
+    chances = classify(np.zeros((50, 50, 3), np.uint8), np.zeros((0, 4), np.float32), 0.2, named(Reddest()))
+    assert chances.shape == (0, 2)
+    names, scores = name_cells(chances, ("lymphocyte", "monocyte"), load_taxonomy("blood"), 0.4)
+    assert len(names) == len(scores) == 0
+
+
+# Naming
+
+CLASSES = ("band_neutrophil", "segmented_neutrophil", "myelocyte", "promyelocyte", "eosinophil")
+
+
+@pytest.mark.parametrize(
+    ("chances", "name", "score"),
+    [
+        ((0.3, 0.5, 0.1, 0.1, 0.0), "segmented_neutrophil", 0.5),
+        ((0.38, 0.23, 0.0, 0.03, 0.36), "neutrophil", 0.61),
+        ((0.29, 0.28, 0.01, 0.03, 0.39), "neutrophil", 0.57),
+        ((0.05, 0.0, 0.35, 0.25, 0.35), "immature_granulocyte", 0.6),
+        ((0.2, 0.15, 0.15, 0.15, 0.35), "unidentified", 0.35),
+    ],
+)
+def test_a_cell_between_two_types_of_one_parent_has_the_parents_name(
+    chances: tuple[float, ...], name: str, score: float
+) -> None:
+    names, scores = name_cells(np.array([chances], np.float32), CLASSES, load_taxonomy("blood"), 0.4)
+    assert names.tolist() == [name]
+    assert scores == pytest.approx([score], abs=1e-6)
+
+
+def test_a_parent_of_all_classes_names_nothing() -> None:
+    chances = np.array([[0.5, 0.5]], np.float32)
+    names, scores = name_cells(chances, CLASSES[:2], load_taxonomy("blood"), 0.6)
+    assert (names.tolist(), scores.tolist()) == (["unidentified"], [0.5])
+
+
+def test_aliases_of_one_type_are_summed_before_the_threshold() -> None:
+    chances = np.array([[0.38, 0.37, 0.05, 0.05, 0.15], [0.1, 0.1, 0.1, 0.0, 0.7]], np.float32)
+    classes = ("band_neutrophil", "segmented_neutrophil", "lymphocyte", "monocyte", "erythroblast")
+    names, scores = name_cells(chances, classes, load_taxonomy("wang2021"), 0.4)
+    assert names.tolist() == ["granulocyte", "erythrocyte"]
+    assert scores == pytest.approx([0.75, 0.7], abs=1e-6)
+
+
+def test_classes_that_all_mean_one_type_name_it() -> None:
+    names, scores = name_cells(np.array([[0.5, 0.5]], np.float32), CLASSES[:2], load_taxonomy("wang2021"), 0.6)
+    assert (names.tolist(), scores.tolist()) == (["granulocyte"], [1.0])
+
+
+class Nothing(nn.Module):
+    """Not a number for the reddest crops, as a broken model gives."""
+
+    def forward(self, crops: Tensor) -> Tensor:
+        middle = crops[:, :2, crops.shape[2] // 2, crops.shape[3] // 2]
+        return torch.where(middle > 0.9, torch.nan, middle)
+
+
+def test_probabilities_that_are_no_numbers_are_an_error() -> None:
+    field = np.full((200, 300, 3), 128, np.uint8)
+    field[:40, :40, 0] = 255
+    boxes = np.array([[10, 10, 30, 30], [110, 110, 130, 130]], np.float32)
+    with pytest.raises(FloatingPointError, match="1 of 2 cells have probabilities that are no numbers"):
+        classify(field, boxes, 0.2, named(Nothing()))
