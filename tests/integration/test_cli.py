@@ -96,7 +96,7 @@ def refused(result: Result) -> str:
 @pytest.mark.parametrize(
     ("module", "spared"),
     [
-        ("wbc.cli.main", ("torch", "prefect", "pandas", "numpy")),
+        ("wbc.cli.main", ("torch", "prefect", "pandas", "numpy", "rich")),
         ("wbc.counting.report", ("torch", "prefect", "pandas")),
         ("wbc.counting.slide", ("torchvision", "timm", "pandas")),
     ],
@@ -110,7 +110,7 @@ def test_what_takes_long_to_import_waits_until_it_is_needed(module: str, spared:
 def test_a_slides_count_is_read_without_pandas(count: Wbc, slides: Path, tmp_path: Path) -> None:
     count(slides, tmp_path / "out")
     program = (
-        "import sys, upath, wbc.report\n"
+        "import sys, upath, wbc.counting.report\n"
         f"wbc.counting.report.read_report(upath.UPath({str(tmp_path / 'out')!r}), 's1')\n"
         "print('pandas' in sys.modules)"
     )
@@ -339,7 +339,25 @@ def test_show_of_an_unknown_slide_names_those_that_are(count: Wbc, wbc: Wbc, sli
     count(slides, tmp_path / "out")
     told = refused(wbc("show", tmp_path / "out", "s3"))
     assert "'s3'" in told
-    assert "s1, s2" in told
+    assert told.endswith("s1, s2")
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"), [(9, "s08"), (10, "s08, s09"), (11, "s08, s09 and 1 more"), (40, "and 30 more")]
+)
+def test_show_of_an_unknown_slide_says_how_many_more_there_are(
+    wbc: Wbc, commit_slide: Callable[..., None], tmp_path: Path, n: int, expected: str
+) -> None:
+    for i in range(n):
+        commit_slide(UPath(tmp_path / "out"), f"s{i:02d}", ["rbc"])
+    assert refused(wbc("show", tmp_path / "out", "s99")).endswith(expected)
+
+
+def test_the_shell_can_complete_commands(tmp_path: Path) -> None:
+    environment = os.environ | {"_WBC_COMPLETE": "complete_bash", "COMP_WORDS": "wbc s", "COMP_CWORD": "1"}
+    program = "from wbc.cli.main import app; app(prog_name='wbc')"
+    told = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["show", "synth"]
 
 
 def test_synth_renders_the_same_slides_for_a_seed(wbc: Wbc, tmp_path: Path) -> None:

@@ -1,0 +1,40 @@
+"""`wbc show`: what was counted, printed again."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from wbc.cli.options import AsJson
+from wbc.cli.terminal import print_json, print_tables, usage_errors
+
+MOST_NAMED = 10
+
+
+def show(
+    out: Annotated[str, typer.Argument(help="Where a count wrote its tables.")],
+    slide: Annotated[str | None, typer.Argument(help="The slide_id of one slide; default: all.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the differentials in OUT again."""
+    with usage_errors():
+        from upath import UPath
+
+        from wbc.counting.report import counted_slides, read_report, report_json
+
+        counted = counted_slides(UPath(out))
+        if not counted:
+            raise ValueError(f"{out}: no slide was counted here")
+        if slide is not None and slide not in counted:
+            raise ValueError(f"{out}: no count of slide {slide!r}; there are {_first(counted)}")
+        reports = [read_report(UPath(out), slide_id) for slide_id in ([slide] if slide else counted)]
+    if as_json:
+        print_json(out, [report_json(report) for report in reports])
+    else:
+        print_tables(reports)
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first ten of some names, and how many more there are."""
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,22 @@
+"""`wbc synth`: rendered smears, whose truth is known."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wbc.cli.terminal import usage_errors
+
+
+def synth(
+    out: Annotated[Path, typer.Argument(file_okay=False, help="Folder to render into.")],
+    slides: Annotated[int, typer.Option(min=1, help="How many slides.")] = 2,
+    fields: Annotated[int, typer.Option(min=1, help="How many fields a slide.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed renders the same bytes.")] = 0,
+) -> None:
+    """Render smears with exact truth beside them (COCO JSON): something to count without a microscope."""
+    with usage_errors():
+        from wbc.synth.smear import render_slides
+
+        truth = render_slides(out, slides, fields, seed)
+    typer.echo(f"{slides} slides of {fields} fields in {out}, what is in them in {truth}")

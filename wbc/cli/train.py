@@ -1,0 +1,57 @@
+"""`wbc train`: models made as a config says."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wbc.cli.options import Device
+from wbc.cli.terminal import INTERRUPTED, usage_errors
+
+Config = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="TOML file: classes, model, data, steps.")]
+Data = Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder of the data sets that CONFIG names.")]
+ModelOut = Annotated[Path, typer.Option(file_okay=False, help="Folder of the trained model and its checkpoint.")]
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.command("detector")
+def train_detector(config: Config, data: Data, out: ModelOut, device: Device = "auto") -> None:
+    """Train a detector: boxes of cells from whole fields."""
+    with _training():
+        from wbc.models.registry import resolve_device
+        from wbc.training import recipes
+
+        card = recipes.train_detector(config, data, out, resolve_device(device))
+    _print_trained(out, card.metrics)
+
+
+@app.command("classifier")
+def train_classifier(config: Config, data: Data, out: ModelOut, device: Device = "auto") -> None:
+    """Train a classifier: the kind of a white cell from its crop."""
+    with _training():
+        from wbc.models.registry import resolve_device
+        from wbc.training import recipes
+
+        card = recipes.train_classifier(config, data, out, resolve_device(device))
+    _print_trained(out, card.metrics)
+
+
+@contextmanager
+def _training() -> Iterator[None]:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        with usage_errors():
+            yield
+    except KeyboardInterrupt:
+        typer.echo("wbc: interrupted; the same command goes on from the last checkpoint", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _print_trained(out: Path, metrics: dict[str, float]) -> None:
+    typer.echo(f"model in {out}")
+    for name, value in metrics.items():
+        typer.echo(f"{name}: {value:g}")
