@@ -23,14 +23,14 @@ from torch import nn
 from upath import UPath
 
 from benchmarks.common import Claim, Report, Row, cpu_of, long_slide, parser, show, stub_detector
-from wbc import differential
 from wbc.cells.classify import classify
 from wbc.cells.detect import detect, rescale
 from wbc.counting.slide import Job, count_slide
+from wbc.differential import differential_of
 from wbc.models import registry
 from wbc.models.registry import LoadedModel
 from wbc.storage import images, tables
-from wbc.storage import pixels as store
+from wbc.storage.pixels import create_group, read_pixels, write_pixels
 from wbc.taxonomy import GENERIC, load_taxonomy
 from wbc.types import FieldKey, Slide
 
@@ -133,7 +133,7 @@ def _parts(slide: Slide, job: Job, models: list[LoadedModel]) -> list[Row]:
         spent[part].append(seconds)
         return result
 
-    store.create(group, slide)
+    create_group(group, slide)
     scale = slide.um_per_px or models[0].card.um_per_px
     settings = job.settings
     for i, path in enumerate(slide.field_paths):
@@ -141,8 +141,8 @@ def _parts(slide: Slide, job: Job, models: list[LoadedModel]) -> list[Row]:
         content = timed("read", partial(images.field_content, path))
         timed("digest", partial(images.digest, content))
         pixels = timed("decode", partial(images.decode_field, path.name, content))
-        timed("store: write", partial(store.write_field, group, key, pixels))
-        pixels = timed("store: read", partial(store.read_field, group, key))
+        timed("store: write", partial(write_pixels, group, key, pixels))
+        pixels = timed("store: read", partial(read_pixels, group, key))
         timed("scale", partial(rescale, pixels, scale / models[0].card.um_per_px))
         look = partial(detect, [pixels], models[0], scale, settings.min_score, settings.tiles)
         (cells,) = timed("tile, tensors, merge", look)
@@ -162,7 +162,7 @@ def _write_tables(slide: Slide, job: Job) -> None:
     sides = np.stack([found[side].to_numpy() for side in ("x0", "y0", "x1", "y1")], 1)
     types = found["cell_type"].to_pylist()
     scores = [found[name].to_numpy() for name in ("score", "type_score")]
-    result = differential.count(types, job.taxonomy, 0)
+    result = differential_of(types, job.taxonomy, 0)
     cells = tables.cells_table(slide.slide_id, found["field"].to_pylist(), sides, types, scores[0], scores[1])
     row = tables.read_slide_row(job.out, slide.slide_id)
     tables.commit(job.out, cells, tables.differentials_table(slide.slide_id, result), row)

@@ -13,8 +13,7 @@ from flows.cluster import ClusterSettings, open_cluster, read_settings
 from flows.listening import Listener, current_listener, listening
 from flows.slide_table import slide_line
 from flows.stages import MOST_SLIDES, STAGES, Run, count_all, is_drawn
-from wbc.counting import slide as pipeline
-from wbc.counting.slide import CountSettings, Job, SlideOutcome
+from wbc.counting.slide import CountSettings, Job, SlideOutcome, is_counted, remove_leftovers, unchanged
 from wbc.models import registry
 from wbc.models.cards import Task
 from wbc.models.registry import ModelRef
@@ -91,7 +90,7 @@ def count_slides(
     results.check_apart(UPath(slides), job.out)
     found = [replace(slide, um_per_px=um_per_px) for slide in discover(UPath(slides))]
     results.check_writable(job.out)
-    pipeline.remove_leftovers(job.out)
+    remove_leftovers(job.out)
 
     listener = current_listener()
     listener.slides_found(len(found), sum(len(slide.field_paths) for slide in found))
@@ -113,7 +112,7 @@ def count_slides(
             for outcome in count_all(waiting, run):
                 outcomes[outcome.slide_id] = outcome
                 listener.slide_done(outcome)
-    pipeline.remove_leftovers(job.out)
+    remove_leftovers(job.out)
     report = CountReport(tuple(outcomes[slide.slide_id] for slide in found))
     _publish(report, found, job)
     return report
@@ -135,8 +134,8 @@ def _model(reference: str, kind: Task, taxonomy: Taxonomy) -> ModelRef:
 def _standing(slide: Slide, job: Job, annotate: bool) -> SlideOutcome | None:
     """The outcome of a slide that needs nothing; opens no field."""
     try:
-        if pipeline.is_counted(slide, job) and (not annotate or is_drawn(slide, job.out)):
-            return pipeline.unchanged(slide, job.out)
+        if is_counted(slide, job) and (not annotate or is_drawn(slide, job.out)):
+            return unchanged(slide, job.out)
     except (OSError, ValueError):  # tables that cannot be read are written again
         pass
     return None

@@ -19,11 +19,10 @@ from upath import UPath
 
 from flows.cluster import Cluster, reason, worth_retrying
 from flows.listening import Listener
-from wbc.counting import slide as pipeline
 from wbc.counting.annotate import annotate_slide, annotated_path
-from wbc.counting.slide import Ingested, Job, SlideOutcome, chunks
-from wbc.storage import pixels as store
+from wbc.counting.slide import Ingested, Job, SlideOutcome, chunks, count_ingested, ingest_slide, record_failure
 from wbc.storage import tables
+from wbc.storage.pixels import remove_group
 from wbc.storage.tables import FailedField, arrow_text
 from wbc.types import Slide
 
@@ -80,14 +79,14 @@ _stage = task(
 def ingest(slide: Slide, run: Run) -> Ingested:
     """Read a slide's fields into its Zarr group."""
     with _in_turn(run):
-        return pipeline.ingest(slide, run.job, run.cluster.reading)
+        return ingest_slide(slide, run.job, run.cluster.reading)
 
 
 @_stage
-def count(slide: Slide, ingested: Ingested, run: Run) -> SlideOutcome:
+def count_cells(slide: Slide, ingested: Ingested, run: Run) -> SlideOutcome:
     """Detect, name and count a slide's cells; commit its tables."""
     with _in_turn(run):
-        return pipeline.count(ingested, run.job, run.cluster.inference, run.listener.fields_done)
+        return count_ingested(ingested, run.job, run.cluster.inference, run.listener.fields_done)
 
 
 @_stage
@@ -122,7 +121,7 @@ def _has_room(under_way: Collection[Work], cluster: Cluster) -> bool:
 
 def _start(slide: Slide, run: Run) -> Work:
     ingested = ingest.submit(_whole(slide), _whole(run))
-    counted = count.submit(_whole(slide), cast(Ingested, opaque(ingested)), _whole(run))
+    counted = count_cells.submit(_whole(slide), cast(Ingested, opaque(ingested)), _whole(run))
     stages: tuple[PrefectFuture[Any], ...] = (ingested, counted)
     if run.annotate:
         stages += (annotate.submit(_whole(slide), _whole(run), return_state=False, wait_for=[counted]),)
@@ -153,9 +152,9 @@ def _outcome(work: Work, run: Run) -> SlideOutcome:
         return replace(counted, failed_fields=(*counted.failed_fields, not_drawn))
     if not run.job.keep_pixels:
         with suppress(OSError):
-            store.remove(run.job.pixels(slide.slide_id))
+            remove_group(run.job.pixels(slide.slide_id))
     try:
-        pipeline.record_failure(slide, run.job, why)
+        record_failure(slide, run.job, why)
     except OSError as unwritten:  # on a full disk, say: then the report alone tells
         get_run_logger().error("%r: %s", slide.slide_id, reason(unwritten))
     seconds = time.monotonic() - work.began

@@ -16,7 +16,7 @@ from PIL import Image
 from upath import UPath
 
 from wbc.counting.slide import CountSettings, Job
-from wbc.differential import count
+from wbc.differential import differential_of
 from wbc.models import architectures, registry
 from wbc.models.cards import ModelCard
 from wbc.models.registry import LoadedModel
@@ -156,7 +156,7 @@ def commit_slide() -> CommitSlide:
         failed: tuple[FailedField, ...] = (),
     ) -> None:
         own, n = taxonomy or load_taxonomy("blood"), len(kinds)
-        result = count(kinds, own, len(failed))
+        result = differential_of(kinds, own, len(failed))
         cells = tables.cells_table(
             slide_id,
             ["field-001.jpg"] * n,

@@ -16,7 +16,9 @@ _ALPHA = 0.05
 _WANTED = (500, 300, 200)
 
 
-def count(cells: Sequence[str] | Mapping[str, int], taxonomy: Taxonomy, n_fields_failed: int = 0) -> Differential:
+def differential_of(
+    cells: Sequence[str] | Mapping[str, int], taxonomy: Taxonomy, n_fields_failed: int = 0
+) -> Differential:
     """The differential of a slide's cells, given as one type a cell or as counts by type.
 
     There is a row for every type of the taxonomy, in its order. A type's count holds its descendants', so rows overlap:
@@ -121,7 +123,7 @@ def _rows(own: Counter[str], taxonomy: Taxonomy, n_differential: int) -> tuple[D
 def _myeloid_to_erythroid(
     own: Counter[str], taxonomy: Taxonomy
 ) -> tuple[float, float, float] | tuple[None, float, float] | tuple[None, None, None]:
-    """M:E and its limits; None as `count` says."""
+    """M:E and its limits; None as `differential_of` says."""
     myeloid = sum(own[t.name] for t in taxonomy.cell_types if t.me_side == "myeloid")
     erythroid = sum(own[t.name] for t in taxonomy.cell_types if t.me_side == "erythroid")
     if myeloid + erythroid == 0:

@@ -20,7 +20,6 @@ from upath import UPath
 from flows import count_slides as flow_module
 from flows import stages
 from flows.count_slides import CountReport, NothingCounted, listening
-from wbc.counting import slide as pipeline
 from wbc.counting import worker
 from wbc.counting.slide import SlideOutcome
 from wbc.models import architectures, registry
@@ -221,7 +220,7 @@ def test_bad_moments_are_tried_again_and_full_disks_are_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls = []
-    real = pipeline.ingest
+    real = stages.ingest_slide
 
     def sometimes(slide: Any, *others: Any) -> Any:
         if slide.slide_id == "long":
@@ -230,7 +229,7 @@ def test_bad_moments_are_tried_again_and_full_disks_are_not(
                 raise OSError(number, os.strerror(number), "/a/file")
         return real(slide, *others)
 
-    monkeypatch.setattr(pipeline, "ingest", sometimes)
+    monkeypatch.setattr(stages, "ingest_slide", sometimes)
     monkeypatch.setattr(stages.ingest, "retry_delay_seconds", 0)
     report = run_flow(slides, UPath(tmp_path / "out"))
     assert statuses(report) == {"empty": "counted", "long": status, "mixed": "counted"}
@@ -243,7 +242,7 @@ def test_scheduled_run_that_counted_nothing_fails(
     def broken(*_: Any) -> Any:
         raise RuntimeError("nothing goes")
 
-    monkeypatch.setattr(pipeline, "ingest", broken)
+    monkeypatch.setattr(stages, "ingest_slide", broken)
     report = run_flow(slides, UPath(tmp_path / "out"))
     assert [o.reason for o in report.outcomes] == ["RuntimeError: nothing goes"] * 3
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "9a0c")

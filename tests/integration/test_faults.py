@@ -17,7 +17,7 @@ import torch
 from upath import UPath
 
 from wbc.counting import worker
-from wbc.counting.slide import Job, count, count_slide, ingest, is_counted, remove_leftovers
+from wbc.counting.slide import Job, count_ingested, count_slide, ingest_slide, is_counted, remove_leftovers
 from wbc.models import architectures, registry
 from wbc.models.cards import ModelCard
 from wbc.models.registry import ModelError
@@ -101,13 +101,13 @@ def test_a_disk_full_while_the_tables_are_written_costs_nothing_old(
 ) -> None:
     slide, job = recount
     before = tables_of(job.out)
-    ingested = ingest(slide, job, threads)
+    ingested = ingest_slide(slide, job, threads)
     with files_no_larger_than(3_000), pytest.raises(OSError, match=r"cannot be written: File too large.*parquet"):
-        count(ingested, job, threads)
+        count_ingested(ingested, job, threads)
     assert tables_of(job.out) == before
     assert not [name for name in contents(job.out) if name.endswith(".tmp")]
     assert not is_counted(slide, job)
-    count(ingested, job, threads)  # the stage alone, tried again
+    count_ingested(ingested, job, threads)  # the stage alone, tried again
     assert_as_undisturbed(job.out, undisturbed, read_tables)
 
 
@@ -225,7 +225,7 @@ def test_leftovers_of_a_run_killed_after_its_commit_are_swept(
     slide, job = only(painted_slide), make_job(out)
     count_slide(slide, job, threads)
     clean = contents(out)
-    ingest(slide, make_job(out, force=True), threads)
+    ingest_slide(slide, make_job(out, force=True), threads)
     assert list(Path(out.path).rglob("*.zarr"))
     for name in ("cells/.s1.parquet.0123.tmp", "annotated/s1/.f000.png.jpg.89ab.tmp"):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -252,13 +252,13 @@ def test_a_worker_that_fails_once_fails_the_slide_and_a_second_try_counts_it(
     def broken(*_: object) -> None:
         raise RuntimeError("the GPU fell off the bus")
 
-    ingested = ingest(slide, job, threads)
+    ingested = ingest_slide(slide, job, threads)
     monkeypatch.setattr(worker, "detect", broken)
     with pytest.raises(RuntimeError, match="fell off the bus"):
-        count(ingested, job, threads)
+        count_ingested(ingested, job, threads)
     monkeypatch.undo()
     assert tables_of(job.out) == before
-    count(ingested, job, threads)
+    count_ingested(ingested, job, threads)
     assert_as_undisturbed(job.out, undisturbed, read_tables)
 
 
@@ -272,10 +272,10 @@ def test_a_model_that_changes_during_the_count_commits_nothing(
 
     registry.save(tmp_path / "model", architectures.build(dark_card), dark_card)
     job = make_job(out, detector=registry.resolve(str(tmp_path / "model"), "detector")[0])
-    ingested = ingest(only(painted_slide), job, threads)
+    ingested = ingest_slide(only(painted_slide), job, threads)
     registry.save(tmp_path / "model", Weighted(1.0), dark_card)
     with pytest.raises(ModelError, match="differ between machines or changed meanwhile"):
-        count(ingested, job, threads)
+        count_ingested(ingested, job, threads)
     assert tables_of(out) == {}
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from upath import UPath
 
 from wbc.cli import main as cli
-from wbc.differential import count
+from wbc.differential import differential_of
 from wbc.storage import tables
 from wbc.storage.tables import FailedField
 from wbc.taxonomy import load_taxonomy, shipped_taxonomies
@@ -105,7 +105,10 @@ def test_shipped_taxonomies_columns_and_flags_are_named() -> None:
     words = set(re.findall(r"[a-zA-Z0-9_]+", " ".join(IN_LINE)))
     for kind, schema in tables.SCHEMAS.items():
         assert [column for column in schema.names if column not in words] == [], kind
-    flags = {*count([], load_taxonomy("marrow_icsh"), 1).flags, *count(["erythroblast"], load_taxonomy("blood")).flags}
+    flags = {
+        *differential_of([], load_taxonomy("marrow_icsh"), 1).flags,
+        *differential_of(["erythroblast"], load_taxonomy("blood")).flags,
+    }
     assert [flag for flag in flags if flag not in words] == []
 
 

@@ -1,7 +1,7 @@
 """The way of one slide, from files to tables, on any concurrent.futures.Executor.
 
-Two stages: `ingest` reads the fields into the slide's Zarr group, `count` turns that into tables. Both fan chunks of
-fields out to the executor, which gets addresses and never pixels. `count_slide` is one after the other.
+Two stages: `ingest_slide` reads the fields into the slide's Zarr group, `count_ingested` turns that into tables. Both
+fan chunks of fields out to the executor, which gets addresses and never pixels. `count_slide` is one after the other.
 """
 
 import time
@@ -14,11 +14,12 @@ from typing import Literal
 import numpy as np
 from upath import UPath
 
-from wbc import __version__, differential
+from wbc import __version__
 from wbc.counting.job import CountSettings, Job, count_id
 from wbc.counting.worker import CountedChunk, IngestedField, count_chunk, ingest_chunk, look_for_scale
-from wbc.storage import pixels as store
+from wbc.differential import differential_of
 from wbc.storage import results, tables
+from wbc.storage.pixels import create_group, remove_group
 from wbc.storage.stamps import FieldRecord, known_digests, write_stamps
 from wbc.storage.tables import FailedField, Seconds, SlideRow
 from wbc.types import ChunkKey, ScaleFrom, Slide
@@ -30,9 +31,9 @@ __all__ = [
     "Progress",
     "SlideOutcome",
     "chunks",
-    "count",
+    "count_ingested",
     "count_slide",
-    "ingest",
+    "ingest_slide",
     "is_counted",
     "record_failure",
     "remove_leftovers",
@@ -71,12 +72,12 @@ def count_slide(slide: Slide, job: Job, executor: Executor, progress: Progress |
 
     Raises what the executor, a model or OUT raise; a bad field is an entry in the tables.
     """
-    return count(ingest(slide, job, executor), job, executor, progress)
+    return count_ingested(ingest_slide(slide, job, executor), job, executor, progress)
 
 
 def remove_leftovers(out: UPath) -> None:
     """Remove what a killed run left in OUT: pixels that were not to be kept, and files half-written."""
-    store.remove(out / ".wbc" / "pixels")
+    remove_group(out / ".wbc" / "pixels")
     results.remove_temporaries(out)
 
 
@@ -100,11 +101,11 @@ def chunks(slide: Slide, chunk_fields: int) -> list[ChunkKey]:
     return [ChunkKey(slide.slide_id, i, min(n, i + chunk_fields)) for i in range(0, n, chunk_fields)]
 
 
-def ingest(slide: Slide, job: Job, executor: Executor) -> Ingested:
+def ingest_slide(slide: Slide, job: Job, executor: Executor) -> Ingested:
     """Stage 1: read, digest and store every field of a slide; `done` where that shows its count to stand already."""
     began = time.monotonic()
     pixels = job.pixels(slide.slide_id)
-    store.create(pixels, slide)
+    create_group(pixels, slide)
     futures = [executor.submit(ingest_chunk, slide, key, pixels) for key in chunks(slide, job.settings.chunk_fields)]
     wait(futures)  # also where one failed: a retry must not meet the others' writing
     fields = tuple(f for future in futures for f in future.result())
@@ -112,12 +113,12 @@ def ingest(slide: Slide, job: Job, executor: Executor) -> Ingested:
     done = not job.force and tables.committed_count_id(job.out, slide.slide_id) == own_id
     if done:
         if not job.keep_pixels:
-            store.remove(pixels)
+            remove_group(pixels)
         write_stamps(job.out, slide, _records(fields))
     return Ingested(slide, fields, own_id, done, time.monotonic() - began)
 
 
-def count(ingested: Ingested, job: Job, executor: Executor, progress: Progress | None = None) -> SlideOutcome:
+def count_ingested(ingested: Ingested, job: Job, executor: Executor, progress: Progress | None = None) -> SlideOutcome:
     """Stage 2: detect, classify, count and commit a slide; its pixels go unless the job keeps them."""
     slide, began = ingested.slide, time.monotonic()
     if ingested.done:
@@ -141,7 +142,7 @@ def count(ingested: Ingested, job: Job, executor: Executor, progress: Progress |
         wait(futures)
     row = _commit(ingested, counted, failed, um_per_px, scale_from, job, began)
     if not job.keep_pixels:
-        store.remove(pixels)
+        remove_group(pixels)
     return SlideOutcome(slide.slide_id, "counted", row.n_fields, row.n_cells, failed, row.seconds.total)
 
 
@@ -183,7 +184,7 @@ def _commit(
     slide_id = ingested.slide.slide_id
     names = [p.name for p in ingested.slide.field_paths]
     types = [kind for c in counted for kind in c.cell_types]
-    result = differential.count(types, job.taxonomy, len(failed))
+    result = differential_of(types, job.taxonomy, len(failed))
     t0 = time.monotonic()
     cells = tables.cells_table(
         slide_id,

@@ -17,8 +17,8 @@ from wbc.cells.detect import TileSettings, detect
 from wbc.cells.scale import estimate_um_per_px
 from wbc.counting.job import Job
 from wbc.models.registry import LoadedModel, load, resolve_device
-from wbc.storage import pixels as store
 from wbc.storage.images import decode_field, digest, field_content, field_um_per_px
+from wbc.storage.pixels import read_pixels, stored_size, write_pixels
 from wbc.storage.stamps import FieldStamp, stamp
 from wbc.taxonomy import GENERIC, Taxonomy
 from wbc.types import ChunkKey, FieldError, FieldKey, Slide
@@ -65,14 +65,14 @@ def _ingest_field(path: UPath, key: FieldKey, pixels: UPath) -> IngestedField:
     except FieldError as error:
         return IngestedField(seen, sha256, None, error.reason, time.monotonic() - began, 0.0)
     read = time.monotonic()
-    store.write_field(pixels, key, decoded)
+    write_pixels(pixels, key, decoded)
     return IngestedField(seen, sha256, um_per_px, None, read - began, time.monotonic() - read)
 
 
 def look_for_scale(slide_id: str, fields: Sequence[int], pixels: UPath, job: Job) -> float | None:
     """On a worker: the slide's scale from the red cells of a few fields; None where they show too few."""
     detector = load(job.detector, resolve_device(job.device))
-    return estimate_um_per_px([store.read_field(pixels, FieldKey(slide_id, i)) for i in fields], detector)
+    return estimate_um_per_px([read_pixels(pixels, FieldKey(slide_id, i)) for i in fields], detector)
 
 
 def count_chunk(slide_id: str, fields: Sequence[int], pixels: UPath, um_per_px: float | None, job: Job) -> CountedChunk:
@@ -117,14 +117,14 @@ def _passes(
     """Fields that go through the detector together: on a GPU as many as a batch holds, else one."""
     if detector.device.type == "cpu":
         return [[i] for i in fields]
-    height, width = store.field_shape(pixels, FieldKey(slide_id, fields[0]))
+    height, width = stored_size(pixels, FieldKey(slide_id, fields[0]))
     area = height * width * (scale / detector.card.um_per_px) ** 2
     step = max(1, int(tiles.batch_px // area))
     return [list(fields[i : i + step]) for i in range(0, len(fields), step)]
 
 
 def _read(pixels: UPath, slide_id: str, fields: Sequence[int]) -> list[NDArray[np.uint8]]:
-    return [store.read_field(pixels, FieldKey(slide_id, i)) for i in fields]
+    return [read_pixels(pixels, FieldKey(slide_id, i)) for i in fields]
 
 
 def _name(

@@ -15,25 +15,25 @@ CHUNK_PX = 640
 COMPRESSION = BloscCodec(cname="lz4", clevel=1, shuffle="noshuffle")
 
 
-def create(path: UPath, slide: Slide) -> None:
-    """An empty group for `slide` at `path`, in place of whatever was there.
+def create_group(group: UPath, slide: Slide) -> None:
+    """An empty group for `slide`, in place of whatever was there.
 
     Its metadata is written before any field, so that writers of different fields never meet.
     """
-    if path.exists():
-        remove(path)
-    names = [p.name for p in slide.field_paths]
-    zarr.create_group(_store(path), attributes={"slide_id": slide.slide_id, "fields": names})
+    if group.exists():
+        remove_group(group)
+    names = [path.name for path in slide.field_paths]
+    zarr.create_group(_store(group), attributes={"slide_id": slide.slide_id, "fields": names})
 
 
-def write_field(path: UPath, key: FieldKey, pixels: NDArray[np.uint8]) -> None:
+def write_pixels(group: UPath, key: FieldKey, pixels: NDArray[np.uint8]) -> None:
     """Write one field, uint8 (H,W,3), into the slide's group. Raises ValueError on another shape or dtype."""
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise ValueError(f"{key}: pixels are {pixels.dtype} {pixels.shape}, not uint8 (H,W,3)")
     side = CHUNK_PX
     shard = tuple(-(-length // side) * side for length in pixels.shape[:2])
     array = zarr.create_array(
-        _store(path),
+        _store(group),
         name=_name(key),
         shape=pixels.shape,
         dtype="uint8",
@@ -48,31 +48,31 @@ def write_field(path: UPath, key: FieldKey, pixels: NDArray[np.uint8]) -> None:
     array[:] = pixels
 
 
-def read_field(path: UPath, key: FieldKey) -> NDArray[np.uint8]:
+def read_pixels(group: UPath, key: FieldKey) -> NDArray[np.uint8]:
     """A field's pixels, uint8 (H,W,3). Raises FileNotFoundError where it was never written."""
-    array = zarr.open_array(_store(path), path=_name(key), mode="r")
+    array = zarr.open_array(_store(group), path=_name(key), mode="r")
     return np.asarray(array[:], np.uint8)
 
 
-def field_shape(path: UPath, key: FieldKey) -> tuple[int, int]:
+def stored_size(group: UPath, key: FieldKey) -> tuple[int, int]:
     """Height and width of a stored field. Raises FileNotFoundError where it was never written."""
-    height, width, _ = zarr.open_array(_store(path), path=_name(key), mode="r").shape
+    height, width, _ = zarr.open_array(_store(group), path=_name(key), mode="r").shape
     return height, width
 
 
-def remove(path: UPath) -> None:
+def remove_group(group: UPath) -> None:
     """Delete a slide's group, if it is there."""
-    if path.exists():
-        path.fs.rm(path.path, recursive=True)
+    if group.exists():
+        group.fs.rm(group.path, recursive=True)
 
 
 def _name(key: FieldKey) -> str:
     return f"{key.field:05d}"
 
 
-def _store(path: UPath) -> Any:
-    if path.protocol in ("", "file", "local"):
-        return LocalStore(path.path)
-    if path.protocol == "memory":
-        return FsspecStore.from_url(f"memory://{path.path}")
-    return FsspecStore.from_url(str(path), storage_options=dict(path.storage_options))
+def _store(group: UPath) -> Any:
+    if group.protocol in ("", "file", "local"):
+        return LocalStore(group.path)
+    if group.protocol == "memory":
+        return FsspecStore.from_url(f"memory://{group.path}")
+    return FsspecStore.from_url(str(group), storage_options=dict(group.storage_options))

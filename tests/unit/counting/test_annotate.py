@@ -14,7 +14,7 @@ from PIL import Image
 from upath import UPath
 
 from wbc.counting.annotate import COLOURS, annotate_field, annotate_slide, annotated_path
-from wbc.differential import count
+from wbc.differential import differential_of
 from wbc.storage import tables
 from wbc.storage.images import read_field
 from wbc.storage.tables import FailedField, Seconds, SlideRow, cells_table
@@ -132,7 +132,7 @@ def counted(out: UPath, names: list[str], failed: tuple[str, ...], folder: UPath
         np.full(len(good), 0.9, np.float32),
         np.full(len(good), 0.8, np.float32),
     )
-    result = count(["eosinophil"] * len(good), load_taxonomy("blood"), len(failed))
+    result = differential_of(["eosinophil"] * len(good), load_taxonomy("blood"), len(failed))
     row = SlideRow(
         slide_id=slide.slide_id,
         count_id="c0",

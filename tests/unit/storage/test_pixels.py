@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from upath import UPath
 from zarr.core.metadata import ArrayV3Metadata
 
-from wbc.storage import pixels as store
+from wbc.storage.pixels import create_group, read_pixels, remove_group, stored_size, write_pixels
 from wbc.types import FieldKey, Slide
 
 SLIDE = Slide("s1", tuple(UPath(f"/slides/s1/{name}") for name in ("a.png", "b c.png", "é.jpg")))
@@ -27,50 +27,50 @@ def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (641, 1281), (640, 700)])
 def test_a_field_comes_back_as_it_went_in(group: UPath, height: int, width: int) -> None:
-    store.create(group, SLIDE)
+    create_group(group, SLIDE)
     field = noise(height, width)
-    store.write_field(group, FieldKey("s1", 2), field)
-    assert np.array_equal(store.read_field(group, FieldKey("s1", 2)), field)
-    assert store.field_shape(group, FieldKey("s1", 2)) == (height, width)
+    write_pixels(group, FieldKey("s1", 2), field)
+    assert np.array_equal(read_pixels(group, FieldKey("s1", 2)), field)
+    assert stored_size(group, FieldKey("s1", 2)) == (height, width)
 
 
 def test_fields_of_different_sizes_written_at_once_do_not_meet(group: UPath) -> None:
-    store.create(group, SLIDE)
+    create_group(group, SLIDE)
     fields = [noise(50 + 300 * i, 900 - 200 * i, i) for i in range(3)]
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda i: store.write_field(group, FieldKey("s1", i), fields[i]), range(3)))
+        list(pool.map(lambda i: write_pixels(group, FieldKey("s1", i), fields[i]), range(3)))
     for i, field in enumerate(fields):
-        assert np.array_equal(store.read_field(group, FieldKey("s1", i)), field)
+        assert np.array_equal(read_pixels(group, FieldKey("s1", i)), field)
 
 
 def test_a_field_can_be_written_again_in_another_size(group: UPath) -> None:
-    store.create(group, SLIDE)
+    create_group(group, SLIDE)
     for size in (700, 40):
-        store.write_field(group, FieldKey("s1", 0), noise(size, size))
-    assert np.array_equal(store.read_field(group, FieldKey("s1", 0)), noise(40, 40))
+        write_pixels(group, FieldKey("s1", 0), noise(size, size))
+    assert np.array_equal(read_pixels(group, FieldKey("s1", 0)), noise(40, 40))
 
 
 def test_a_new_group_has_nothing_of_the_old_one(group: UPath) -> None:
-    store.create(group, SLIDE)
-    store.write_field(group, FieldKey("s1", 0), noise(40, 40))
-    store.create(group, SLIDE)
+    create_group(group, SLIDE)
+    write_pixels(group, FieldKey("s1", 0), noise(40, 40))
+    create_group(group, SLIDE)
     with pytest.raises(FileNotFoundError):
-        store.read_field(group, FieldKey("s1", 0))
+        read_pixels(group, FieldKey("s1", 0))
     with pytest.raises(FileNotFoundError):
-        store.field_shape(group, FieldKey("s1", 0))
+        stored_size(group, FieldKey("s1", 0))
 
 
 def test_removed_is_gone_and_removing_nothing_is_no_error(group: UPath) -> None:
-    store.create(group, SLIDE)
-    store.write_field(group, FieldKey("s1", 0), noise(40, 40))
-    store.remove(group)
+    create_group(group, SLIDE)
+    write_pixels(group, FieldKey("s1", 0), noise(40, 40))
+    remove_group(group)
     assert not group.exists()
-    store.remove(group)
+    remove_group(group)
 
 
 def test_plain_zarr_reads_the_group_and_learns_which_field_is_which(tmp_path: Path) -> None:
-    store.create(UPath(tmp_path / "s1.zarr"), SLIDE)
-    store.write_field(UPath(tmp_path / "s1.zarr"), FieldKey("s1", 1), noise(700, 650))
+    create_group(UPath(tmp_path / "s1.zarr"), SLIDE)
+    write_pixels(UPath(tmp_path / "s1.zarr"), FieldKey("s1", 1), noise(700, 650))
     group = zarr.open_group(tmp_path / "s1.zarr", mode="r")
     assert group.attrs["slide_id"] == "s1"
     assert group.attrs["fields"] == ["a.png", "b c.png", "é.jpg"]
@@ -85,6 +85,6 @@ def test_plain_zarr_reads_the_group_and_learns_which_field_is_which(tmp_path: Pa
 
 @pytest.mark.parametrize("pixels", [np.zeros((40, 40), np.uint8), np.zeros((40, 40, 4), np.uint8), np.zeros((4, 4, 3))])
 def test_what_is_no_field_is_refused(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
-    store.create(UPath(tmp_path / "s1.zarr"), SLIDE)
+    create_group(UPath(tmp_path / "s1.zarr"), SLIDE)
     with pytest.raises(ValueError, match=r"not uint8 \(H,W,3\)"):
-        store.write_field(UPath(tmp_path / "s1.zarr"), FieldKey("s1", 0), pixels)
+        write_pixels(UPath(tmp_path / "s1.zarr"), FieldKey("s1", 0), pixels)
