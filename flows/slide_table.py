@@ -19,9 +19,9 @@ def slide_line(outcome: SlideOutcome, slide: Slide, out: UPath, taxonomy: Taxono
         with suppress(OSError, ValueError):  # the artifact is worth having also where a table was lost meanwhile
             report = read_report(out, outcome.slide_id)
             coarse = {t.name for t in taxonomy.cell_types if t.parent is None}
-            seen = [kind for kind in report.kinds if kind.cell_type in coarse and kind.percent and kind.count]
-            seen.sort(key=lambda kind: -kind.count)
-            percents = ", ".join(f"{kind.cell_type.replace('_', ' ')} {kind.percent:.1f} %" for kind in seen)
+            seen = [row for row in report.cell_types if row.cell_type in coarse and row.percent and row.count]
+            seen.sort(key=lambda row: -row.count)
+            percents = ", ".join(f"{row.cell_type.replace('_', ' ')} {row.percent:.1f} %" for row in seen)
             flags = ", ".join(report.row.flags)
     links = [field_link(failed, slide) for failed in outcome.failed_fields]
     return {

@@ -1,11 +1,16 @@
-"""A folder for results on every kind of file system."""
+"""A folder for results on every sort of file system, and one with counts in it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from upath import UPath
+
+from wbc.storage.tables import FailedField
+from wbc.taxonomy import Taxonomy
+
+Commit = Callable[..., UPath]
 
 
 @pytest.fixture(params=["local", "file", "memory"])
@@ -18,3 +23,18 @@ def out(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[UPath]:
     yield folder
     if folder.exists():
         folder.fs.rm(folder.parent.path, recursive=True)
+
+
+@pytest.fixture
+def commit(tmp_path: Path, commit_slide: Callable[..., None]) -> Commit:
+    """Commits a slide with these numbers of cells to OUT, which it returns."""
+
+    def committed(
+        slide_id: str, cells: Mapping[str, int], taxonomy: Taxonomy | None = None, failed: tuple[FailedField, ...] = ()
+    ) -> UPath:
+        out = UPath(tmp_path / "out")
+        kinds = [kind for kind, n in cells.items() for _ in range(n)]
+        commit_slide(out, slide_id, kinds, taxonomy=taxonomy, failed=failed)
+        return out
+
+    return committed

@@ -108,7 +108,7 @@ def _run_count(parameters: dict[str, Any], verbose: bool) -> "CountReport":
         from flows.count_slides import count_slides
         from flows.listening import listening
         from flows.private_server import start_private_server
-        from wbc.counting.report import LogLines, ProgressBar
+        from wbc.cli.progress import LogLines, ProgressBar
 
         start_private_server()
     if verbose:

@@ -95,7 +95,8 @@ def print_count(outcomes: "Sequence[SlideOutcome]", out: str, as_json: bool) -> 
     """What a count into `out` found, on stdout; what failed, a line each, on stderr, and exit status 3 where it did."""
     from upath import UPath
 
-    from wbc.counting.report import failures, outcome_json, read_report
+    from wbc.cli.tables import failures
+    from wbc.counting.report import outcome_json, read_report
 
     counted = {o.slide_id: read_report(UPath(out), o.slide_id) for o in outcomes if o.status != "failed"}
     if as_json:
@@ -118,7 +119,7 @@ def print_tables(reports: "Sequence[SlideReport]") -> None:
     """The differential of each slide."""
     from rich.console import Console
 
-    from wbc.counting.report import report_table
+    from wbc.cli.tables import report_table
 
     # A log or a pipe has no width to wrap at.
     console = Console() if sys.stdout.isatty() else Console(width=200)
