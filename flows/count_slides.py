@@ -11,8 +11,9 @@ from upath import UPath
 
 from flows.cluster import ClusterSettings, open_cluster, read_settings
 from flows.listening import Listener, current_listener, listening
+from flows.schedule import MOST_SLIDES, count_all
 from flows.slide_table import slide_line
-from flows.stages import MOST_SLIDES, STAGES, Run, count_all, is_drawn
+from flows.stages import STAGES, Run, is_drawn
 from wbc.counting.slide import CountSettings, Job, SlideOutcome, is_counted, remove_leftovers, unchanged
 from wbc.models import registry
 from wbc.models.cards import Task

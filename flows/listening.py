@@ -38,7 +38,7 @@ _listener: ContextVar[Listener] = ContextVar("listener", default=_NOBODY)
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Within, flow runs of this process tell `listener` how they get on."""
+    """In this block, flow runs of this process tell `listener` how they get on."""
     token = _listener.set(listener)
     try:
         yield

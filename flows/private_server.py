@@ -1,4 +1,4 @@
-"""Prefect's private server, which stands in where no other is set, out of reach of a terminal's Ctrl-C."""
+"""Prefect's private server, for when no other is set; a terminal's Ctrl-C does not reach it."""
 
 import signal
 from contextlib import suppress
@@ -9,20 +9,20 @@ from prefect.settings import get_current_settings
 
 
 def start_private_server() -> None:
-    """Start it now, where a flow of this process would; it ends with the process.
+    """Start the server that a flow of this process would start; it ends with the process.
 
-    A Ctrl-C then ends the flow alone, which can still tell the server so, where it would wait minutes for the answer
-    of one that is gone.
+    A Ctrl-C then ends the flow alone, which can still tell the server so. Were the server gone too, the flow would wait
+    minutes for its answer.
     """
     settings = get_current_settings()
     if settings.api.url is None and settings.server.ephemeral.enabled:
-        thread = Thread(target=_start_deaf_to_ctrl_c, daemon=True)
+        thread = Thread(target=_start_out_of_reach, daemon=True)
         thread.start()
         thread.join()
 
 
-def _start_deaf_to_ctrl_c() -> None:
+def _start_out_of_reach() -> None:
     # A process inherits the signal mask of the thread that starts it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    with suppress(Exception):  # the flow starts it again, and tells why it does not start
+    with suppress(Exception):  # the flow tries again, and tells why it does not start
         SubprocessASGIServer().start()

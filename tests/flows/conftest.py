@@ -13,6 +13,7 @@ import pytest
 from distributed import LocalCluster
 from upath import UPath
 
+from flows.cluster import ClusterSettings
 from wbc.counting.slide import CountSettings, count_slide
 from wbc.storage.slides import discover
 
@@ -40,6 +41,17 @@ def dask_threads() -> Iterator[str]:
     """The address of a running Dask scheduler, whose two workers are threads of this process: no start to wait for."""
     with LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as cluster:
         yield cluster.scheduler_address
+
+
+@pytest.fixture(scope="session")
+def in_threads() -> Callable[..., ClusterSettings]:
+    """Settings of a Dask cluster of one worker, a thread of this process; options as `LocalCluster`'s."""
+    own = {"processes": False, "n_workers": 1, "dashboard_address": "127.0.0.1:0"}
+
+    def settings(wait_seconds: float = 300.0, **arguments: Any) -> ClusterSettings:
+        return ClusterSettings(None, "distributed.LocalCluster", own | arguments, wait_seconds=wait_seconds)
+
+    return settings
 
 
 @pytest.fixture

@@ -1,0 +1,94 @@
+"""Calls on a cluster's workers, and the check that each worker has this machine's code and models."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from concurrent.futures import wait as wait_for_all
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from uuid import uuid4
+from weakref import WeakSet
+
+import wbc
+from flows.cluster.errors import ClusterError
+from wbc.models.registry import ModelError, ModelRef, read_card
+from wbc.revision import code_revision
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+CHUNK_RETRIES = 2
+CLOSE_SECONDS = 10
+
+
+def check_workers(client: "Client", models: Sequence[ModelRef]) -> None:
+    """Raises ClusterError naming a worker whose code or `models` are not this machine's."""
+    expected = describe_worker([])[:2]
+    for worker, answer in client.run(describe_worker, list(models), on_error="return").items():
+        if isinstance(answer, Exception):
+            raise ClusterError(f"worker {worker} cannot say which wbc it has: {type(answer).__name__}: {answer}")
+        if answer[:2] != expected:
+            theirs, ours = (f"{version} ({revision[:12]})" for version, revision in (answer[:2], expected))
+            raise ClusterError(f"worker {worker} has wbc {theirs}, this machine {ours}: install the same on both")
+        if answer[2]:
+            raise ClusterError(f"worker {worker}: {answer[2]}")
+
+
+def describe_worker(models: Sequence[ModelRef]) -> tuple[str, str, str]:
+    """On a worker: the version and code revision of its wbc, and what is wrong with its `models` ("" where nothing)."""
+    faults = []
+    for model in models:
+        try:
+            sha256 = read_card(model.reference).sha256
+        except ModelError as error:
+            faults.append(str(error))
+            continue
+        if sha256 != model.sha256:
+            faults.append(f"{model.reference!r} is {sha256[:12]}… there, {model.sha256[:12]}… on this machine")
+    return wbc.__version__, code_revision(), "; ".join(faults)
+
+
+def run_checked(revision: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """On a worker: call `function`. Raises ClusterError where the worker's code is not that of `revision`."""
+    if code_revision() != revision:
+        from distributed import get_worker
+
+        theirs = f"{wbc.__version__} ({code_revision()[:12]})"
+        raise ClusterError(f"worker {get_worker().address} has wbc {theirs}, the count began with {revision[:12]}")
+    return function(*args, **kwargs)
+
+
+class CheckedExecutor(Executor):
+    """Runs calls on the workers of a cluster that have this machine's code, also on those that join it later.
+
+    A call that raises, or whose worker dies, is tried again elsewhere. Leaving the block cancels what is not done.
+    """
+
+    def __init__(self, client: "Client", resources: Mapping[str, float] | None = None) -> None:
+        options = {"resources": dict(resources)} if resources else {}
+        self._dask: Any = client.get_executor(pure=False, retries=CHUNK_RETRIES, **options)  # type: ignore[no-untyped-call]
+        self._revision = code_revision()
+        self._futures: WeakSet[Future[Any]] = WeakSet()
+        self._lock, self._closed = threading.Lock(), False
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Schedule a call. Raises RuntimeError once the cluster is closed."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the cluster is closed")
+            key = f"{fn.__name__}-{uuid4().hex}"
+            future: Future[T] = self._dask.submit(run_checked, self._revision, fn, *args, **kwargs | {"key": key})
+            self._futures.add(future)
+            return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Cancel what is not done, so that nobody waits for it any longer."""
+        with self._lock:
+            self._closed = True
+            pending = [future for future in self._futures if not future.done()]
+        for future in pending:
+            future.cancel()
+        if wait:
+            wait_for_all(pending, timeout=CLOSE_SECONDS)

@@ -1,0 +1,73 @@
+"""From settings to something that a Dask client can connect to: an address, or a cluster that starts and ends here."""
+
+import importlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from flows.cluster.errors import ClusterError
+from flows.cluster.settings import ClusterSettings
+from flows.cluster.this_machine import cluster_here, visible_gpus
+
+# A worker process that died is started again by its nanny. On a busy machine that takes longer than the 15 s after
+# which Dask would give the worker up for lost, and with the last one the run.
+PATIENCE_WITH_LOST_WORKERS = {"distributed.deploy.lost-worker-timeout": "1 hour"}
+
+
+@contextmanager
+def start(settings: ClusterSettings, device: str) -> Iterator[tuple[Any, str]]:
+    """What a client connects to, and the device of models there. What was started ends with the block."""
+    import dask
+
+    if settings.scheduler is not None:
+        yield settings.scheduler, device
+        return
+    # Calls to a cluster that has lost its last worker fail after this time, and are not waited for without end.
+    with dask.config.set({"distributed.scheduler.no-workers-timeout": settings.wait_seconds}):
+        if settings.cluster_class is None:
+            cluster = cluster_here(settings.workers, gpus := visible_gpus(device))
+            device = "cuda" if gpus else "cpu"
+        else:
+            cluster = _cluster_of_class(settings.cluster_class, settings.arguments)
+        with dask.config.set(PATIENCE_WITH_LOST_WORKERS if _runs_here(cluster, settings) else {}), cluster:
+            _scale(cluster, settings)
+            yield cluster, device
+            # On a busy machine workers leave slowly and are killed then, which does no harm: no need to tell.
+            logging.getLogger("distributed").setLevel(logging.ERROR)
+
+
+def _runs_here(cluster: Any, settings: ClusterSettings) -> bool:
+    from distributed import LocalCluster
+
+    return settings.cluster_class is None or isinstance(cluster, LocalCluster)
+
+
+def _scale(cluster: Any, settings: ClusterSettings) -> None:
+    if settings.maximum is not None:
+        cluster.adapt(minimum=settings.minimum, maximum=settings.maximum)
+    elif settings.workers is not None and settings.cluster_class is not None:
+        cluster.scale(settings.workers)
+
+
+def _cluster_of_class(path: str, arguments: Mapping[str, Any]) -> Any:
+    cluster_class = _import_class(path)
+    try:
+        return cluster_class(**arguments)
+    except Exception as error:  # every cluster class raises errors of its own
+        raise ClusterError(f"{path} with {dict(arguments)} does not start: {error}") from error
+
+
+def _import_class(path: str) -> Callable[..., Any]:
+    module, _, name = path.rpartition(".")
+    package = module.partition(".")[0]
+    if not module:
+        raise ClusterError(f"{path!r} is not the import path of a class, like dask_jobqueue.SLURMCluster")
+    try:
+        cluster_class: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        hint = f": pip install {package.replace('_', '-')}" if error.name == package else ""
+        raise ClusterError(f"cluster class {path}: {error}{hint}") from error
+    except AttributeError as error:
+        raise ClusterError(f"cluster class {path}: {error}") from error
+    return cluster_class

@@ -1,0 +1,113 @@
+"""Many slides side by side: how many are under way at once, and what became of each."""
+
+import time
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, TypeVar, cast
+
+from prefect import get_run_logger
+from prefect.futures import PrefectFuture
+from prefect.utilities.annotations import opaque, quote
+
+from flows.cluster import Cluster, reason
+from flows.stages import Run, annotate, count_cells, ingest
+from wbc.counting.slide import Ingested, SlideOutcome, chunks, record_failure
+from wbc.storage.pixels import remove_group
+from wbc.storage.tables import FailedField
+from wbc.types import Slide
+
+T = TypeVar("T")
+
+# Two slides at least are under way, so that one is computed while the other is committed; beyond that, enough to keep
+# some chunks ready for each thread of the cluster. More would only fill the disk with pixels.
+FEWEST_SLIDES, MOST_SLIDES, CHUNKS_A_THREAD = 2, 32, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A slide under way: the futures of its stages, in their order."""
+
+    slide: Slide
+    stages: tuple[PrefectFuture[Any], ...]
+    n_chunks: int
+    began: float
+
+
+def count_all(slides: Iterable[Slide], run: Run) -> Iterator[SlideOutcome]:
+    """The outcome of each slide when it is done; enough slides are under way to keep the cluster busy."""
+    finished: SimpleQueue[str] = SimpleQueue()
+    waiting, under_way = deque(slides), dict[str, Work]()
+    while waiting or under_way:
+        while waiting and _has_room(under_way.values(), run.cluster):
+            work = _start(waiting.popleft(), run)
+            under_way[work.slide.slide_id] = work
+            work.stages[-1].add_done_callback(partial(_tell, finished, work.slide.slide_id))
+        yield _outcome(under_way.pop(finished.get()), run)
+
+
+def _tell(finished: SimpleQueue[str], slide_id: str, _future: PrefectFuture[Any]) -> None:
+    finished.put(slide_id)
+
+
+def _has_room(under_way: Collection[Work], cluster: Cluster) -> bool:
+    n_chunks = sum(work.n_chunks for work in under_way)
+    return len(under_way) < FEWEST_SLIDES or (
+        len(under_way) < MOST_SLIDES and n_chunks < CHUNKS_A_THREAD * cluster.threads
+    )
+
+
+def _start(slide: Slide, run: Run) -> Work:
+    ingested = ingest.submit(_whole(slide), _whole(run))
+    counted = count_cells.submit(_whole(slide), cast(Ingested, opaque(ingested)), _whole(run))
+    stages: tuple[PrefectFuture[Any], ...] = (ingested, counted)
+    if run.annotate:
+        stages += (annotate.submit(_whole(slide), _whole(run), return_state=False, wait_for=[counted]),)
+    return Work(slide, stages, max(1, len(chunks(slide, run.job.settings.chunk_fields))), time.monotonic())
+
+
+def _whole(value: T) -> T:
+    """`value` as a stage's argument, which Prefect then does not search for futures, field by field."""
+    return cast(T, quote(value))
+
+
+def _outcome(work: Work, run: Run) -> SlideOutcome:
+    """What became of a slide whose stages are done."""
+    outcome, error = _result(work.stages)
+    if outcome is not None and error is None:
+        return outcome
+    why = "unknown" if error is None else reason(error)
+    get_run_logger().error("%r: %s", work.slide.slide_id, why)
+    if outcome is None:
+        return _failure(work, why, run)
+    not_drawn = FailedField("", f"not annotated: {why}")
+    return replace(outcome, failed_fields=(*outcome.failed_fields, not_drawn))
+
+
+def _result(stages: Iterable[PrefectFuture[Any]]) -> tuple[SlideOutcome | None, Exception | None]:
+    """The outcome that the stages came to, and the error of the first that failed."""
+    outcome = None
+    for stage in stages:
+        try:
+            result = stage.result()
+        except Exception as error:  # whatever it is, it is this slide's alone
+            return outcome, error
+        outcome = result if isinstance(result, SlideOutcome) else outcome
+    return outcome, None
+
+
+def _failure(work: Work, why: str, run: Run) -> SlideOutcome:
+    """Commit that a slide could not be counted, and drop its pixels."""
+    slide, job = work.slide, run.job
+    if not job.keep_pixels:
+        with suppress(OSError):
+            remove_group(job.pixels(slide.slide_id))
+    try:
+        record_failure(slide, job, why)
+    except OSError as error:  # on a full disk, say: then the report alone tells
+        get_run_logger().error("%r: %s", slide.slide_id, reason(error))
+    seconds = time.monotonic() - work.began
+    return SlideOutcome(slide.slide_id, "failed", len(slide.field_paths), 0, (), seconds, why)

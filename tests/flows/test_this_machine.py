@@ -1,0 +1,79 @@
+"""This machine's worker processes: their share of the cores, their GPUs, and that they are gone in the end."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from distributed import get_worker
+
+from flows.cluster import ClusterError, ClusterSettings, open_cluster, this_machine
+
+
+def describe_worker() -> dict[str, Any]:
+    worker = get_worker()
+    return {
+        "pid": os.getpid(),
+        "threads": torch.get_num_threads(),
+        "address": worker.address,
+        "folder": worker.local_directory,
+        "calls": worker.state.nthreads,
+        "hears_ctrl_c": signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, []),
+    }
+
+
+@pytest.mark.dask
+def test_this_machines_cluster_shares_the_cores_and_is_gone_after_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen: list[dict[str, Any]] = []
+
+    def interrupted() -> None:
+        with open_cluster(ClusterSettings(workers=1, wait_seconds=120), "cpu", []) as opened:
+            assert opened.device == "cpu"
+            seen.append(opened.inference.submit(describe_worker).result(timeout=120))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    (worker,) = seen
+    assert worker["pid"] != os.getpid()
+    assert worker["threads"] == len(os.sched_getaffinity(0))
+    assert worker["calls"] == 1
+    assert not worker["hears_ctrl_c"]
+    assert worker["address"].startswith("tcp://127.0.0.1:")
+    assert not psutil.pid_exists(worker["pid"])
+    assert not Path(worker["folder"]).exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("device", "environment", "gpus"),
+    [
+        ("cpu", None, []),
+        ("auto", None, ["0", "1"]),
+        ("cuda", None, ["0", "1"]),
+        ("cuda:1", None, ["1"]),
+        ("cuda:1", "3,5", ["5"]),
+        ("auto", "3,5", ["3", "5"]),
+    ],
+)
+def test_device_names_gpus(
+    device: str, environment: str | None, gpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if environment:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", environment)
+    assert this_machine.visible_gpus(device) == gpus
+
+
+@pytest.mark.parametrize("device", ["cuda:2", "cuda:x", "tpu"])
+def test_device_that_is_not_there_is_named(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ClusterError, match=device):
+        this_machine.visible_gpus(device)
