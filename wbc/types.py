@@ -1,7 +1,7 @@
 """The frozen values that flow through a count: slides, keys of work, tiles, detections, differentials."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -74,7 +74,7 @@ class ChunkKey:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Tile:
-    """A rectangle of a field, in field pixels; holds no pixels itself."""
+    """A rectangle of a picture, in pixels of the picture that it is cut from; holds no pixels itself."""
 
     y: int
     x: int
@@ -88,9 +88,10 @@ class Tile:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Detections:
-    """Boxes of one field: `boxes` float32 (N,4) x0,y0,x1,y1 in field pixels.
+    """The cells of one picture: `boxes` float32 (N,4) x0,y0,x1,y1 in pixels of the picture they came from.
 
-    `scores` are float32 (N,); `labels` int64 (N,) index the detector's classes from 1, as torchvision's do.
+    `shifted` and `scaled` alone carry them over to another picture. `scores` are float32 (N,); `labels` int64 (N,)
+    index the detector's classes from 1, as torchvision's do.
     """
 
     boxes: NDArray[np.float32]
@@ -126,6 +127,15 @@ class Detections:
     def take(self, chosen: NDArray[Any]) -> "Detections":
         """The boxes at `chosen` (a mask or indices)."""
         return Detections(self.boxes[chosen], self.scores[chosen], self.labels[chosen])
+
+    def shifted(self, dx: float, dy: float) -> "Detections":
+        """The same cells in the picture that this one was cut from, at `dx`, `dy` px."""
+        return replace(self, boxes=self.boxes + np.array([dx, dy] * 2, np.float32))
+
+    def scaled(self, fx: float, fy: float, height: int, width: int) -> "Detections":
+        """The same cells in this picture, `fx` times as wide and `fy` times as high, clipped to (`height`, `width`)."""
+        sides = np.array([width, height] * 2, np.float32)
+        return replace(self, boxes=np.clip(self.boxes * np.array([fx, fy] * 2, np.float32), 0, sides))
 
 
 @dataclass(frozen=True, slots=True)

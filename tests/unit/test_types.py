@@ -69,17 +69,28 @@ def test_a_field_error_crosses_processes_with_name_and_one_line_of_reason() -> N
 # Detections
 
 
-def found(n: int) -> Detections:
+def cells_of(n: int) -> Detections:
     boxes = np.arange(4 * n, dtype=np.float32).reshape(n, 4)
     return Detections(boxes, np.linspace(0, 1, n, dtype=np.float32), np.ones(n, np.int64))
 
 
 def test_detections_joined_and_taken_apart() -> None:
-    both = Detections.concatenate([found(2), Detections.empty(), found(3)])
+    both = Detections.concatenate([cells_of(2), Detections.empty(), cells_of(3)])
     assert len(both) == 5
-    assert np.array_equal(both.take(np.arange(2, 5)).boxes, found(3).boxes)
+    assert np.array_equal(both.take(np.arange(2, 5)).boxes, cells_of(3).boxes)
     assert np.array_equal(both.take(both.scores >= 1).scores, [1, 1])
     assert len(Detections.concatenate([])) == 0
+
+
+def test_detections_of_a_tile_are_those_of_its_picture_moved_and_scaled() -> None:
+    tile = cells_of(2)
+    assert np.array_equal(tile.shifted(100, 50).boxes, tile.boxes + np.array([100, 50, 100, 50]))
+    assert np.array_equal(tile.shifted(100, 50).shifted(-100, -50).boxes, tile.boxes)
+    larger = tile.scaled(2.0, 0.5, 3, 11)
+    assert larger.boxes.tolist() == [[0, 0.5, 4, 1.5], [8, 2.5, 11, 3]]
+    assert larger.boxes.dtype == np.float32
+    assert np.array_equal(larger.scores, tile.scores)
+    assert len(Detections.empty().shifted(1, 2).scaled(0.5, 0.5, 9, 9)) == 0
 
 
 @pytest.mark.parametrize(

@@ -51,21 +51,25 @@ def detect(
     """
     factor = um_per_px / model.card.um_per_px
     scaled = [rescale(pixels, factor) for pixels in fields]
-    found: dict[int, list[Detections]] = defaultdict(list)
+    cells: dict[int, list[Detections]] = defaultdict(list)
     work = [(i, tile) for i, pixels in enumerate(scaled) for tile in grid(pixels.shape, model, settings)]
     overlap = _overlap(model, settings)
     for batch in _batches(work, settings.batch_px):
         outputs = run_tiles([_cut(scaled[i], tile) for i, tile in batch], model, min_score)
-        for (i, tile), seen in zip(batch, outputs, strict=True):
+        for (i, tile), in_tile in zip(batch, outputs, strict=True):
             height, width = scaled[i].shape[:2]
-            moved = seen.boxes + np.array([tile.x, tile.y] * 2, np.float32)
-            kept = whole_in_tile(moved, tile, height, width, settings.margin_px)
-            kept &= in_core(moved, tile, height, width, overlap, settings.margin_px)
-            found[i].append(Detections(moved, seen.scores, seen.labels).take(kept))
-    return [
-        _to_field(merge(Detections.concatenate(found[i]), MERGE_IOU), pixels.shape, fields[i].shape)
-        for i, pixels in enumerate(scaled)
-    ]
+            placed = in_tile.shifted(tile.x, tile.y)
+            own = whole_in_tile(placed.boxes, tile, height, width, settings.margin_px)
+            own &= in_core(placed.boxes, tile, height, width, overlap, settings.margin_px)
+            cells[i].append(placed.take(own))
+    merged = [merge(Detections.concatenate(cells[i]), MERGE_IOU) for i in range(len(fields))]
+    return [_back(m, s.shape, field.shape) for m, s, field in zip(merged, scaled, fields, strict=True)]
+
+
+def _back(cells: Detections, scaled: tuple[int, ...], field: tuple[int, ...]) -> Detections:
+    """Cells of the scaled picture, of shape (H,W,...), in the field that it was made of."""
+    height, width = field[:2]
+    return cells.scaled(width / scaled[1], height / scaled[0], height, width)
 
 
 def rescale(pixels: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
@@ -124,11 +128,3 @@ def _batches(work: list[tuple[int, Tile]], batch_px: int) -> list[list[tuple[int
         step = max(1, batch_px // (height * width))
         batches += [items[i : i + step] for i in range(0, len(items), step)]
     return batches
-
-
-def _to_field(found: Detections, scaled: tuple[int, ...], field: tuple[int, ...]) -> Detections:
-    """Boxes of the scaled picture in field pixels, clipped to the field."""
-    h, w = field[:2]
-    ratio = np.array([w / scaled[1], h / scaled[0]] * 2, np.float32)
-    boxes = np.clip(found.boxes * ratio, 0, np.array([w, h, w, h], np.float32)).astype(np.float32)
-    return Detections(boxes, found.scores, found.labels)

@@ -1,4 +1,4 @@
-"""The tile grid, box arithmetic, and merging the boxes of neighbouring tiles."""
+"""The red cell as yardstick, the tile grid, box arithmetic, and merging the boxes of neighbouring tiles."""
 
 import math
 
@@ -9,6 +9,7 @@ from scipy.spatial import cKDTree
 from wbc.types import Detections, Tile
 
 Boxes = NDArray[np.float32]
+RED_CELL_UM = 7.2  # mean diameter of a normal red cell on a dried smear
 FIRST_BLOCK = 512
 
 
@@ -48,9 +49,9 @@ def balanced_size(length: int, largest_px: int, overlap_px: int) -> int:
 def tile_grid(
     height: int, width: int, size: tuple[int, int], overlap_px: int, origin: tuple[int, int] = (0, 0)
 ) -> list[Tile]:
-    """Tiles of `size` (height, width) that cover a field so that any box up to overlap_px a side is whole in one.
+    """Tiles of `size` (height, width) that cover a picture so that any box up to overlap_px a side is whole in one.
 
-    The grid may start anywhere: `origin` (y, x) shifts it, and tiles end at the field's edge.
+    The grid may start anywhere: `origin` (y, x) shifts it, and tiles end at the picture's edge.
     Raises ValueError unless 0 <= overlap_px < size.
     """
     return [
@@ -78,9 +79,9 @@ def _spans(length: int, size: int, overlap: int, origin: int) -> list[tuple[int,
 
 
 def whole_in_tile(boxes: Boxes, tile: Tile, height: int, width: int, margin_px: float) -> NDArray[np.bool_]:
-    """Which boxes (N,4), in field pixels, are not cut by an inner edge of `tile` in a field of (height, width).
+    """Which boxes (N,4) no inner edge of `tile` cuts; both in pixels of a picture of (height, width).
 
-    A box that comes within `margin_px` of an inner edge counts as cut; the field's own edges cut nothing off.
+    A box that comes within `margin_px` of an inner edge counts as cut; the picture's own edges cut nothing off.
     """
     whole = np.ones(len(boxes), bool)
     if tile.x > 0:
@@ -95,9 +96,9 @@ def whole_in_tile(boxes: Boxes, tile: Tile, height: int, width: int, margin_px: 
 
 
 def in_core(boxes: Boxes, tile: Tile, height: int, width: int, overlap_px: int, margin_px: float) -> NDArray[np.bool_]:
-    """Which boxes (N,4), in field pixels, have their middle in the part of the field that `tile` answers for.
+    """Which boxes (N,4) have their middle in the part that `tile` answers for; both in pixels of one picture.
 
-    Tiles share the field evenly: each answers up to the middle of its overlaps, and `margin_px` beyond, as two tiles
+    Tiles share the picture evenly: each answers up to the middle of its overlaps, and `margin_px` beyond, as two tiles
     do not see a cell in the very same place.
     """
     middles = (boxes[:, :2] + boxes[:, 2:]) / 2

@@ -6,11 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wbc.cells.detect import TileSettings, rescale, run_tiles
-from wbc.cells.geometry import whole_in_tile
+from wbc.cells.geometry import RED_CELL_UM, whole_in_tile
 from wbc.models.registry import LoadedModel
 from wbc.types import Tile
 
-RED_CELL_UM = 7.2
 # Data sets are scaled by the median of all their labelled red cells, of which a tenth are cut by an edge. Here whole
 # ones are measured, the sure ones above all: 5.3 % larger on six slides of two scanners (4.1 to 6.6 %).
 WHOLE_RED_CELL_UM = 7.58

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wbc.cells.geometry import box_iou
+from wbc.cells.geometry import RED_CELL_UM, box_iou
 from wbc.storage.images import IMAGE_SUFFIXES
 
-RED_CELL_UM = 7.2  # mean diameter of a normal red cell on a dried smear
 DOUBLE_IOU = 0.85
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from wbc.cells.geometry import RED_CELL_UM
 from wbc.datasets.augment import Jitter, add_debris, jitter_optics, jitter_stain, shear, turn
-from wbc.datasets.labels import RED_CELL_UM, LabelledPicture
+from wbc.datasets.labels import LabelledPicture
 
 LARGEST_RED_CELL_PX = 62
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from wbc.cells.geometry import RED_CELL_UM
 from wbc.datasets.coco import coco_truth
-from wbc.datasets.labels import RED_CELL_UM, LabelledPicture
+from wbc.datasets.labels import LabelledPicture
 from wbc.synth.cells import DrawnCell, draw_platelet, draw_red_cell, draw_white_cell
 from wbc.synth.kinds import RECIPES
 
