@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -57,19 +58,23 @@ class FieldKey:
 
 @dataclass(frozen=True, slots=True, order=True)
 class ChunkKey:
-    """The address of a half-open range of a slide's fields, [start, stop)."""
+    """The address of some of a slide's fields: rising indices into its `field_paths`."""
 
     slide_id: str
-    start: int
-    stop: int
+    indices: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start < self.stop:
-            raise ValueError(f"chunk [{self.start}, {self.stop}) of {self.slide_id} is empty")
+        if not self.indices or self.indices[0] < 0 or any(a >= b for a, b in pairwise(self.indices)):
+            raise ValueError(f"chunk {self.indices} of {self.slide_id} is empty, or its indices do not rise from 0 on")
 
     def fields(self) -> list[FieldKey]:
         """The chunk's fields, in order."""
-        return [FieldKey(self.slide_id, i) for i in range(self.start, self.stop)]
+        return [FieldKey(self.slide_id, i) for i in self.indices]
+
+    def cut(self, size: int) -> "list[ChunkKey]":
+        """The chunk in parts of at most `size` fields, in order."""
+        starts = range(0, len(self.indices), size)
+        return [ChunkKey(self.slide_id, self.indices[i : i + size]) for i in starts]
 
 
 @dataclass(frozen=True, slots=True, order=True)

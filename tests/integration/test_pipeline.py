@@ -153,7 +153,7 @@ def no_field_may_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(*_: object) -> None:
         raise AssertionError("a field was opened")
 
-    for name in ("field_content", "decode_field", "field_um_per_px"):
+    for name in ("field_content", "decode_field", "um_per_px_of"):
         monkeypatch.setattr(worker, name, opened)
 
 

@@ -3,10 +3,13 @@
 import copy
 import json
 import pickle
+import re
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from upath import UPath
 
 from wbc.models.cards import ModelCard
@@ -36,16 +39,25 @@ def test_a_scale_must_be_a_positive_number(um_per_px: float) -> None:
 
 
 def test_keys_name_work_and_travel() -> None:
-    chunk = ChunkKey("s1", 2, 5)
-    assert chunk.fields() == [FieldKey("s1", i) for i in (2, 3, 4)]
+    chunk = ChunkKey("s1", (2, 3, 7))
+    assert chunk.fields() == [FieldKey("s1", i) for i in (2, 3, 7)]
     slide = Slide("s1", paths("a.png"), 0.2)
     assert pickle.loads(pickle.dumps((chunk, slide))) == (chunk, slide)
 
 
-@pytest.mark.parametrize(("start", "stop"), [(3, 3), (4, 3), (-1, 2)])
-def test_an_empty_chunk_is_refused(start: int, stop: int) -> None:
-    with pytest.raises(ValueError, match=rf"\[{start}, {stop}\) of s1 is empty"):
-        ChunkKey("s1", start, stop)
+@given(st.sets(st.integers(0, 1000), min_size=1), st.integers(1, 50))
+def test_the_parts_of_a_chunk_are_the_chunk(indices: set[int], size: int) -> None:
+    chunk = ChunkKey("s1", tuple(sorted(indices)))
+    parts = chunk.cut(size)
+    assert [field for part in parts for field in part.fields()] == chunk.fields()
+    assert all(len(part.indices) == size for part in parts[:-1])
+    assert 1 <= len(parts[-1].indices) <= size
+
+
+@pytest.mark.parametrize("indices", [(), (4, 3), (3, 3), (-1, 2)])
+def test_a_chunk_that_is_empty_or_out_of_order_is_refused(indices: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"chunk {indices} of s1 is empty")):
+        ChunkKey("s1", indices)
 
 
 def test_a_field_before_the_first_is_refused() -> None:

@@ -151,18 +151,15 @@ def _deep_grey_to_8_bits(name: str, picture: Image.Image) -> NDArray[np.uint8]:
     return np.invert(scaled) if tags.get(_TIFF_PHOTOMETRIC) == 0 else scaled
 
 
-def field_um_per_px(path: UPath) -> float | None:
+def um_per_px_of(content: bytes) -> float | None:
     """µm per px as a TIFF's header tells it (OME-XML, else the resolution tags), None where it tells nothing likely.
 
     Only 0.01 to 2 µm per px is likely for a smear: the 72, 96 or 300 dpi that programs write unasked are far beyond.
     """
+    if not content.startswith(TIFF_MAGIC):
+        return None
     try:
-        status(path)
-        with path.open("rb") as file:
-            if not file.read(4).startswith(TIFF_MAGIC):
-                return None
-            file.seek(0)
-            tags = dict(TiffImageFile(file).tag_v2)
+        tags = dict(TiffImageFile(io.BytesIO(content)).tag_v2)
         scale = _ome_um_per_px(str(tags.get(_TIFF_DESCRIPTION, "")))
         if scale is None:
             per_unit, per_unit_y = float(tags[_TIFF_X_RESOLUTION]), float(tags[_TIFF_Y_RESOLUTION])

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from upath import UPath
 
-from wbc.storage.images import MAX_FIELD_PX, decode_field, digest, field_content, field_um_per_px, read_field
+from wbc.storage.images import MAX_FIELD_PX, decode_field, digest, field_content, read_field, um_per_px_of
 from wbc.storage.slides import discover, safe_name
 from wbc.storage.stamps import stamp
 from wbc.types import FieldError
@@ -495,10 +495,6 @@ def ome(attributes: str) -> bytes:
         (b"II*\0garbage", None),
     ],
 )
-def test_scale_is_read_from_the_header(root: UPath, content: bytes, um_per_px: float | None) -> None:
+def test_scale_is_read_from_the_header(content: bytes, um_per_px: float | None) -> None:
     expected = None if um_per_px is None else pytest.approx(um_per_px)
-    assert field_um_per_px(put(root / "a.tif", content)) == expected
-
-
-def test_scale_of_a_missing_field_is_unknown(root: UPath) -> None:
-    assert field_um_per_px(root / "a.tif") is None
+    assert um_per_px_of(content) == expected

@@ -1,0 +1,102 @@
+"""What a count found of a slide, or why it failed, becomes the slide's tables."""
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from wbc import __version__
+from wbc.counting.handover import CountedChunk, CountedSlide, IngestedField, SlideFailure
+from wbc.counting.job import Job
+from wbc.differential import differential_of
+from wbc.models.registry import ModelRef
+from wbc.storage import tables
+from wbc.storage.stamps import FieldRecord, write_stamps
+from wbc.storage.tables import FailedField, Seconds, SlideRow
+from wbc.types import Differential, Slide
+
+
+def commit_count(counted: CountedSlide, job: Job) -> SlideRow:
+    """Commit a slide's cells and what follows from them, and keep the stamps of its fields."""
+    ingested, slide, began = counted.ingested, counted.ingested.slide, time.monotonic()
+    failed = ingested.failed if slide.field_paths else (FailedField("", "the folder holds no image"),)
+    result = differential_of(counted.cells.cell_types, job.taxonomy, len(failed))
+    cells = _cells_table(slide, counted.cells)
+    row = _row(
+        slide,
+        job,
+        result,
+        count_id=ingested.count_id,
+        failed_fields=failed,
+        um_per_px=counted.scale.um_per_px,
+        scale_from=counted.scale.source,
+        seconds=_seconds(counted, began),
+    )
+    keep_stamps(slide, ingested.fields, job)
+    tables.commit(job.out, cells, tables.differentials_table(slide.slide_id, result), row)
+    return row
+
+
+def commit_failure(failure: SlideFailure, job: Job) -> None:
+    """Commit that a slide could not be counted: no cells, and the flag `slide_failed`.
+
+    An older count of other content goes to the history: it must not pass for this run's. The next run counts again.
+    """
+    slide, failed = failure.slide, (FailedField("", failure.reason),)
+    result = differential_of([], job.taxonomy, len(failed))
+    row = _row(slide, job, result, ("slide_failed",), count_id="failed", failed_fields=failed)
+    keep_stamps(slide, (), job)
+    cells = _cells_table(slide, CountedChunk.empty())
+    tables.commit(job.out, cells, tables.differentials_table(slide.slide_id, result), row)
+
+
+def keep_stamps(slide: Slide, fields: tuple[IngestedField, ...], job: Job) -> None:
+    """Keep what was learnt of the slide's files, which spares the next run opening them."""
+    records = {f.stamp.name: FieldRecord(f.stamp.size, f.stamp.modified, f.sha256) for f in fields}
+    write_stamps(job.out, slide, records)
+
+
+def _row(slide: Slide, job: Job, result: Differential, flags: tuple[str, ...] = (), **columns: Any) -> SlideRow:
+    """A slide's row: `columns` of its own, and those that job and differential tell."""
+    known: dict[str, Any] = {"um_per_px": None, "scale_from": None, "seconds": Seconds()} | columns
+    if known["um_per_px"] is None and slide.field_paths:
+        flags = (*flags, "scale_unknown")
+    return SlideRow(
+        slide_id=slide.slide_id,
+        counted_at=datetime.now(UTC),
+        n_fields=len(slide.field_paths),
+        n_fields_failed=len(known["failed_fields"]),
+        n_cells=result.n_cells,
+        n_differential=result.n_differential,
+        n_unidentified=result.n_unidentified,
+        me_ratio=result.me_ratio,
+        me_low=result.me_low,
+        me_high=result.me_high,
+        nrbc_per_100_wbc=result.nrbc_per_100_wbc,
+        flags=result.flags + flags,
+        detector=_model_words(job.detector),
+        classifier=_model_words(job.classifier) if job.classifier else None,
+        taxonomy=job.taxonomy.name,
+        wbc_version=__version__,
+        **known,
+    )
+
+
+def _model_words(model: ModelRef) -> str:
+    return f"{model.reference}@{model.sha256[:12]}"
+
+
+def _cells_table(slide: Slide, cells: CountedChunk) -> Any:
+    names = [slide.field_paths[i].name for i in cells.fields]
+    return tables.cells_table(slide.slide_id, names, cells.boxes, cells.cell_types, cells.scores, cells.type_scores)
+
+
+def _seconds(counted: CountedSlide, began: float) -> Seconds:
+    fields, now = counted.ingested.fields, time.monotonic()
+    return Seconds(
+        decode=sum(f.decode_seconds for f in fields),
+        store=sum(f.store_seconds for f in fields),
+        detect=counted.cells.detect_seconds,
+        classify=counted.cells.classify_seconds,
+        write=now - began,
+        total=counted.ingested.seconds + now - counted.began,
+    )
