@@ -17,7 +17,7 @@ from upath import UPath
 
 from wbc.datasets.coco import read_coco
 from wbc.datasets.labels import LabelledPicture, red_cell_um_per_px
-from wbc.models import architectures, registry
+from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
 from wbc.models.registry import ModelRef
 from wbc.storage.images import read_field
@@ -107,7 +107,7 @@ def stub_detector(folder: Path) -> ModelRef:
         std=(0.5, 0.5, 0.5),
         sha256="",
     )
-    registry.save(folder, architectures.build(card), card)
+    registry.save(folder, builders.build(card), card)
     return registry.resolve(str(folder), "detector")[0]
 
 

@@ -17,7 +17,7 @@ from upath import UPath
 
 from wbc.counting.slide import CountSettings, Job
 from wbc.differential import differential_of
-from wbc.models import architectures, registry
+from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
 from wbc.models.registry import LoadedModel
 from wbc.storage import tables
@@ -68,14 +68,14 @@ def dark_card() -> ModelCard:
 @pytest.fixture(scope="session")
 def dark_model(dark_card: ModelCard) -> LoadedModel:
     """That detector, in memory."""
-    return LoadedModel(architectures.build(dark_card), dark_card, torch.device("cpu"))
+    return LoadedModel(builders.build(dark_card), dark_card, torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")
 def dark_folder(dark_card: ModelCard, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That detector, saved."""
     folder: Path = tmp_path_factory.mktemp("models") / "dark_regions"
-    registry.save(folder, architectures.build(dark_card), dark_card)
+    registry.save(folder, builders.build(dark_card), dark_card)
     return folder
 
 

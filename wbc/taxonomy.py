@@ -1,15 +1,16 @@
 """Cell types: their tree, lineage, and which of them counts towards which percentage; the data are TOML files."""
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from upath import UPath
+
+from wbc.configs import parse_toml
 
 Lineage = Literal["myeloid", "erythroid", "lymphoid", "plasma", "megakaryocytic", "other"]
 MeSide = Literal["myeloid", "erythroid"]
@@ -27,20 +28,16 @@ class CellType:
 
     name: str
     abbreviation: str
-    parent: str | None
     lineage: Lineage
     nucleated: bool
     in_differential: bool
-    me_side: MeSide | None
+    parent: str | None = None
+    me_side: MeSide | None = None
 
     def __post_init__(self) -> None:
         _check_name(self.name)
-        if self.lineage not in get_args(Lineage):
-            raise ValueError(f"{self.name}: lineage {self.lineage!r} is none of {', '.join(get_args(Lineage))}")
-        if self.me_side is not None and self.me_side not in get_args(MeSide):
-            raise ValueError(f"{self.name}: me_side {self.me_side!r} is none of {', '.join(get_args(MeSide))}")
         if self.in_differential and not self.nucleated:
-            raise ValueError(f"{self.name}: a cell without a nucleus cannot be in the differential")
+            raise ValueError("a cell without a nucleus cannot be in the differential")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +49,7 @@ class Threshold:
 
     def __post_init__(self) -> None:
         if not 0 < self.percent < 100:
-            raise ValueError(f"threshold of {self.cell_type}: {self.percent} is no percentage between 0 and 100")
+            raise ValueError(f"{self.percent} % of {self.cell_type} is no percentage between 0 and 100")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +142,9 @@ def load_taxonomy(reference: str) -> Taxonomy:
         raise ValueError(f"taxonomy {reference}: no such file, and none of the shipped {', '.join(shipped)}") from error
     except OSError as error:
         raise ValueError(f"taxonomy {reference}: cannot be read ({error})") from error
+    file = parse_toml(content, _TaxonomyFile, f"taxonomy {reference}")
     try:
-        return _from_toml(tomllib.loads(content.decode()))
+        return file.taxonomy()
     except ValueError as error:
         raise ValueError(f"taxonomy {reference}: {error}") from error
 
@@ -219,60 +217,31 @@ def _check_rules(taxonomy: Taxonomy) -> None:
             raise ValueError(f"alias {foreign}: unknown cell type {target!r}")
 
 
-_TAXONOMY_KEYS: dict[str, tuple[type, ...]] = {"name": (str,), "cell_types": (list,)}
-_TAXONOMY_OPTIONS: dict[str, tuple[type, ...]] = {
-    "note": (str,),
-    "nrbc": (str,),
-    "thresholds": (list,),
-    "aliases": (dict,),
-}
-_CELL_TYPE_KEYS: dict[str, tuple[type, ...]] = {
-    "name": (str,),
-    "abbreviation": (str,),
-    "lineage": (str,),
-    "nucleated": (bool,),
-    "in_differential": (bool,),
-}
-_CELL_TYPE_OPTIONS: dict[str, tuple[type, ...]] = {"parent": (str,), "me_side": (str,)}
-_THRESHOLD_KEYS: dict[str, tuple[type, ...]] = {"cell_type": (str,), "percent": (int, float)}
-
-_UNIDENTIFIED_TYPE = CellType(UNIDENTIFIED, "UNID", None, "other", True, True, None)
+_UNIDENTIFIED_TYPE = CellType(UNIDENTIFIED, "UNID", "other", nucleated=True, in_differential=True)
 
 
-def _from_toml(table: dict[str, Any]) -> Taxonomy:
-    _check_keys(table, _TAXONOMY_KEYS, _TAXONOMY_OPTIONS, "the file")
-    for i, row in enumerate(table["cell_types"], 1):
-        named = row.get("name", f"number {i}") if isinstance(row, dict) else f"number {i}"
-        _check_keys(row, _CELL_TYPE_KEYS, _CELL_TYPE_OPTIONS, f"cell type {named}")
-        if row["name"] in (UNIDENTIFIED, GENERIC):
-            raise ValueError(f"cell type {row['name']} is part of every taxonomy and cannot be declared")
-    for i, row in enumerate(table.get("thresholds", []), 1):
-        _check_keys(row, _THRESHOLD_KEYS, {}, f"threshold number {i}")
-    aliases = table.get("aliases", {})
-    _check_keys(aliases, {}, dict.fromkeys(aliases, (str,)), "aliases")
-    cell_types = [CellType(**{"parent": None, "me_side": None} | row) for row in table["cell_types"]]
-    return Taxonomy(
-        name=table["name"],
-        cell_types=(*cell_types, _UNIDENTIFIED_TYPE),
-        thresholds=tuple(Threshold(**row) for row in table.get("thresholds", [])),
-        nrbc=table.get("nrbc"),
-        note=" ".join(table.get("note", "").split()),
-        aliases=tuple(aliases.items()),
-    )
+@dataclass(frozen=True, slots=True)
+class _TaxonomyFile:
+    """A taxonomy as its file has it: without `unidentified`, which is part of all."""
 
+    name: str
+    cell_types: tuple[CellType, ...]
+    thresholds: tuple[Threshold, ...] = ()
+    nrbc: str | None = None
+    note: str = ""
+    aliases: dict[str, str] = field(default_factory=dict)
 
-def _check_keys(
-    table: Any, required: Mapping[str, tuple[type, ...]], optional: Mapping[str, tuple[type, ...]], where: str
-) -> None:
-    """Raises ValueError unless `table` is a TOML table with all of `required`, no other than both, of those types."""
-    if not isinstance(table, dict):
-        raise ValueError(f"{where}: {table!r} is not a table")
-    if missing := [k for k in required if k not in table]:
-        raise ValueError(f"{where}: missing keys {', '.join(missing)}")
-    kinds = {**required, **optional}
-    if unknown := [k for k in table if k not in kinds]:
-        raise ValueError(f"{where}: unknown keys {', '.join(unknown)}")
-    for key, value in table.items():
-        # type() and not isinstance(): TOML's true is no number, though Python's is.
-        if type(value) not in kinds[key]:
-            raise ValueError(f"{where}: {key} is {value!r}, not {' or '.join(k.__name__ for k in kinds[key])}")
+    def __post_init__(self) -> None:
+        if declared := [t.name for t in self.cell_types if t.name in (UNIDENTIFIED, GENERIC)]:
+            raise ValueError(f"cell type {declared[0]} is part of every taxonomy and cannot be declared")
+
+    def taxonomy(self) -> Taxonomy:
+        """The taxonomy that the file describes. Raises ValueError where it contradicts itself."""
+        return Taxonomy(
+            name=self.name,
+            cell_types=(*self.cell_types, _UNIDENTIFIED_TYPE),
+            thresholds=self.thresholds,
+            nrbc=self.nrbc,
+            note=" ".join(self.note.split()),
+            aliases=tuple(self.aliases.items()),
+        )

@@ -22,7 +22,7 @@ from flows import stages
 from flows.count_slides import CountReport, NothingCounted, listening
 from wbc.counting import worker
 from wbc.counting.slide import SlideOutcome
-from wbc.models import architectures, registry
+from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
 
 pytestmark = pytest.mark.dask
@@ -181,7 +181,7 @@ def test_run_that_cannot_be_says_why_before_it_starts(
 def test_model_that_names_what_the_taxonomy_does_not_know_is_refused(
     slides: UPath, tmp_path: Path, run_flow: RunFlow, dark_card: ModelCard
 ) -> None:
-    registry.save(tmp_path / "pottery", architectures.build(dark_card), replace(dark_card, classes=("teapot",)))
+    registry.save(tmp_path / "pottery", builders.build(dark_card), replace(dark_card, classes=("teapot",)))
     with pytest.raises(ValueError, match="teapot"):
         run_flow(slides, UPath(tmp_path / "out"), detector=str(tmp_path / "pottery"))
 

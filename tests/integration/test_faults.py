@@ -18,7 +18,7 @@ from upath import UPath
 
 from wbc.counting import worker
 from wbc.counting.slide import Job, count_ingested, count_slide, ingest_slide, is_counted, remove_leftovers
-from wbc.models import architectures, registry
+from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
 from wbc.models.registry import ModelError
 from wbc.storage.slides import discover
@@ -270,7 +270,7 @@ def test_a_model_that_changes_during_the_count_commits_nothing(
             super().__init__()
             self.value = torch.nn.Parameter(torch.tensor([value]))
 
-    registry.save(tmp_path / "model", architectures.build(dark_card), dark_card)
+    registry.save(tmp_path / "model", builders.build(dark_card), dark_card)
     job = make_job(out, detector=registry.resolve(str(tmp_path / "model"), "detector")[0])
     ingested = ingest_slide(only(painted_slide), job, threads)
     registry.save(tmp_path / "model", Weighted(1.0), dark_card)

@@ -22,7 +22,7 @@ from wbc.cells.detect import TileSettings
 from wbc.cells.scale import WHOLE_RED_CELL_UM
 from wbc.counting import worker
 from wbc.counting.slide import CountSettings, Job, SlideOutcome, count_slide, is_counted
-from wbc.models import architectures, registry
+from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
 from wbc.models.registry import ModelRef
 from wbc.storage import tables
@@ -402,7 +402,7 @@ def white(dark_card: ModelCard, tmp_path_factory: pytest.TempPathFactory) -> Mod
     """The painted cells' detector, calling them white cells."""
     card = replace(dark_card, classes=("wbc",))
     folder = tmp_path_factory.mktemp("white")
-    registry.save(folder, architectures.build(card), card)
+    registry.save(folder, builders.build(card), card)
     return registry.resolve(str(folder), "detector")[0]
 
 
@@ -432,7 +432,7 @@ def test_white_cells_are_named_or_left_unidentified(
         sha256="",
         threshold=threshold,
     )
-    module = architectures.build(card)
+    module = builders.build(card)
     with torch.no_grad():  # whatever it sees: four to one for the second
         module.get_parameter("classifier.weight").zero_()
         module.get_parameter("classifier.bias").copy_(torch.tensor([0.0, 1.386]))

@@ -165,17 +165,29 @@ def test_a_laboratorys_own_file(tmp_path: Path) -> None:
         ('name = "beside"', 'name = "be side"', "'be side' is not lower case"),
         ('name = "beside"', 'name = "wbc"', "wbc is part of every taxonomy"),
         ('name = "beside"', 'name = "unidentified"', "unidentified is part of every taxonomy"),
-        ('lineage = "erythroid"', 'lineage = "red"', "beside: lineage 'red' is none of myeloid, erythroid"),
-        ('abbreviation = "B", ', "", "cell type beside: missing keys abbreviation"),
-        ('abbreviation = "B"', 'abbreviation = "B", colour = "red"', "cell type beside: unknown keys colour"),
-        ('abbreviation = "B"', "abbreviation = 7", "cell type beside: abbreviation is 7, not str"),
-        ('name = "own"', "", "the file: missing keys name"),
-        ('name = "own"', 'name = "own"\nsides = 2', "the file: unknown keys sides"),
+        (
+            'lineage = "erythroid"',
+            'lineage = "red"',
+            "cell_types[beside].lineage is 'red', none of 'myeloid', 'erythroid'",
+        ),
+        ('abbreviation = "B", ', "", "cell_types[beside].abbreviation is missing"),
+        (
+            'abbreviation = "B"',
+            'abbreviation = "B", colour = "red"',
+            "cell_types[beside].colour is unknown; the keys are name, abbreviation",
+        ),
+        ('abbreviation = "B"', "abbreviation = 7", "cell_types[beside].abbreviation is 7, not text"),
+        ('name = "own"', "", ": name is missing"),
+        ('name = "own"', 'name = "own"\nsides = 2', ": sides is unknown; the keys are name, cell_types"),
         ('name = "own"', 'name = "own', "line 2"),
-        ('abbreviation = "B"', 'abbreviation = "B", me_side = "left"', "beside: me_side 'left' is none of"),
+        ('abbreviation = "B"', 'abbreviation = "B", me_side = "left"', "cell_types[beside].me_side is 'left', none of"),
         ('abbreviation = "B"', 'abbreviation = "B", me_side = "erythroid"', "only one side of M:E"),
         ('abbreviation = "C"', 'abbreviation = "C", me_side = "myeloid"', "cell is on M:E's myeloid side, and not all"),
-        ("true, in_differential = false", "false, in_differential = true", "beside: a cell without a nucleus"),
+        (
+            "true, in_differential = false",
+            "false, in_differential = true",
+            "cell_types[beside]: a cell without a nucleus",
+        ),
         ('"beside", abb', '"beside", parent = "cell", abb', "cell must be in the differential if, and only if"),
         ('name = "own"', 'name = "own"\nnrbc = "cell"', "nrbc 'cell' is no type outside the differential"),
         ('name = "own"', 'name = "own"\nnrbc = "x"', "nrbc 'x' is no type"),
@@ -187,16 +199,16 @@ def test_a_laboratorys_own_file(tmp_path: Path) -> None:
         (
             'name = "own"',
             'name = "own"\nthresholds = [{ cell_type = "cell", percent = 100 }]',
-            "threshold of cell: 100 is no percentage",
+            "thresholds[1]: 100.0 % of cell is no percentage",
         ),
         (
             'name = "own"',
             'name = "own"\nthresholds = [{ cell_type = "cell", percent = true }]',
-            "threshold number 1: percent is True, not int or float",
+            "thresholds[1].percent is True, not a number",
         ),
         ('name = "own"', 'name = "own"\naliases = { foo = "x" }', "alias foo: unknown cell type 'x'"),
         ('name = "own"', 'name = "own"\naliases = { cell = "beside" }', "alias cell is a cell type already"),
-        ('name = "own"', 'name = "own"\naliases = { foo = 3 }', "aliases: foo is 3, not str"),
+        ('name = "own"', 'name = "own"\naliases = { foo = 3 }', "aliases.foo is 3, not text"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said_with_its_name(tmp_path: Path, old: str, new: str, reason: str) -> None:
@@ -209,7 +221,7 @@ def test_what_is_wrong_with_a_file_is_said_with_its_name(tmp_path: Path, old: st
 
 
 def test_a_file_without_types_or_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"cell type number 1: 'cell' is not a table"):
+    with pytest.raises(ValueError, match=r"cell_types\[1\] is 'cell', not a table"):
         load_taxonomy(written(tmp_path, 'name = "own"\ncell_types = ["cell"]'))
     (tmp_path / "own.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"own\.toml: .*decode"):

@@ -1,7 +1,9 @@
 """What a model is and how it must be run: the card beside its weights."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from wbc.configs import checked
 
 Task = Literal["detector", "classifier"]
 
@@ -34,11 +36,9 @@ class ModelCard:
     credits: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.task not in ("detector", "classifier"):
-            raise ValueError(f"task {self.task!r} is neither detector nor classifier")
         if not self.classes or len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes {self.classes} are empty or repeat")
-        if not self.um_per_px > 0 or len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        if not self.um_per_px > 0 or min(self.std) <= 0:
             raise ValueError(f"no such preprocessing: {self.um_per_px} µm/px, mean {self.mean}, std {self.std}")
 
     def to_json(self) -> dict[str, Any]:
@@ -46,15 +46,6 @@ class ModelCard:
         return asdict(self)
 
     @staticmethod
-    def from_json(values: dict[str, Any]) -> "ModelCard":
-        """A card from JSON's types. Raises ValueError, naming them, where fields are missing, unknown or wrong."""
-        if not isinstance(values, dict):
-            raise ValueError(f"a card is an object, not {type(values).__name__}")
-        known = {f.name for f in fields(ModelCard)}
-        if unknown := set(values) - known:
-            raise ValueError(f"unknown fields {sorted(unknown)}")
-        try:
-            tuples = {k: tuple(v) for k, v in values.items() if k in ("classes", "mean", "std", "credits")}
-            return ModelCard(**values | tuples)
-        except TypeError as error:
-            raise ValueError(str(error)) from error
+    def from_json(values: object, where: str) -> "ModelCard":
+        """A card from JSON's types, read from the file `where`. Raises ValueError as `wbc.configs.checked` does."""
+        return checked(values, ModelCard, where)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import timm
 import torch
 from torch import nn
 
@@ -15,17 +16,9 @@ class CropClassifierSettings:
     drop_path: float = 0.1
 
 
-def build(
-    n_classes: int, settings: CropClassifierSettings = CropClassifierSettings(), *, pretrained: bool = False
-) -> nn.Module:
+def build(n_classes: int, settings: CropClassifierSettings = CropClassifierSettings()) -> nn.Module:
     """Crops float32 (B,3,S,S), normalised as the card says -> logits (B,n_classes)."""
-    import timm
-
     model: nn.Module = timm.create_model(
-        settings.backbone,
-        num_classes=n_classes,
-        pretrained=pretrained,
-        drop_rate=settings.dropout,
-        drop_path_rate=settings.drop_path,
+        settings.backbone, num_classes=n_classes, drop_rate=settings.dropout, drop_path_rate=settings.drop_path
     )
     return model.to(memory_format=torch.channels_last)

@@ -1,4 +1,7 @@
-"""Model reference -> module and card: `bundled:NAME`, a folder, `models:/NAME@ALIAS` (MLflow). Nothing is unpickled."""
+"""Model reference -> module and card: `bundled:NAME`, a folder, `models:/NAME@ALIAS` (MLflow). Nothing is unpickled.
+
+torch takes seconds to import, and a card can be read without it: what needs torch imports it.
+"""
 
 import hashlib
 import json
@@ -6,14 +9,13 @@ import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
-
-from wbc.models import architectures
 from wbc.models.cards import ModelCard, Task
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
@@ -36,9 +38,9 @@ class ModelRef:
 class LoadedModel:
     """A module in eval mode on its device, with its card."""
 
-    module: nn.Module
+    module: "nn.Module"
     card: ModelCard
-    device: torch.device
+    device: "torch.device"
 
 
 def locate(reference: str) -> Path:
@@ -72,9 +74,13 @@ def read_card(reference: str) -> ModelCard:
     """A model's card, its weights' digest checked. Raises ModelError naming file and reason."""
     folder = locate(reference)
     try:
-        card = ModelCard.from_json(json.loads((folder / CARD).read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        values = json.loads((folder / CARD).read_text())
+    except (OSError, ValueError) as error:
         raise ModelError(f"{folder / CARD}: {error}") from error
+    try:
+        card = ModelCard.from_json(values, str(folder / CARD))
+    except ValueError as error:
+        raise ModelError(str(error)) from error
     if not (folder / WEIGHTS).is_file():
         raise ModelError(f"{folder / WEIGHTS} does not exist")
     stat = (folder / WEIGHTS).stat()
@@ -105,6 +111,10 @@ def load(ref: ModelRef, device: str) -> LoadedModel:
     Raises ModelError where the card describes no model, the weights do not fit it, or are not those that `ref` was
     pinned to.
     """
+    import torch
+
+    from wbc.models import builders
+
     card = read_card(ref.reference)
     if card.sha256 != ref.sha256:
         raise ModelError(
@@ -113,7 +123,7 @@ def load(ref: ModelRef, device: str) -> LoadedModel:
         )
     folder = locate(ref.reference)
     try:
-        built = architectures.build(card)
+        built = builders.build(card)
     except ValueError as error:
         raise ModelError(f"{folder / CARD}: {error}") from error
     module = load_weights(built, folder / WEIGHTS)
@@ -123,6 +133,8 @@ def load(ref: ModelRef, device: str) -> LoadedModel:
 
 def resolve_device(device: str) -> str:
     """`auto` as this machine has it. Raises ValueError where CUDA is asked for and missing."""
+    import torch
+
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -130,8 +142,11 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def load_weights(module: nn.Module, path: Path) -> nn.Module:
+def load_weights(module: "nn.Module", path: Path) -> "nn.Module":
     """Fill `module` from a safetensors file. Raises ModelError naming the tensors that do not fit."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -145,11 +160,14 @@ def load_weights(module: nn.Module, path: Path) -> nn.Module:
     return module
 
 
-def save(folder: Path, module: nn.Module, card: ModelCard) -> ModelCard:
+def save(folder: Path, module: "nn.Module", card: ModelCard) -> ModelCard:
     """Write a model as fp16 safetensors with its card, whose sha256 is filled in; returns that card.
 
     Raises ValueError where a weight is not finite as fp16.
     """
+    import torch
+    from safetensors.torch import save_file
+
     state = {}
     for name, tensor in module.state_dict().items():
         value = tensor.detach().cpu().contiguous()

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from wbc.datasets.augment import Jitter
 from wbc.datasets.crops import PATCH_PX, PATCH_UM, Crops, cut_crops, read_crop_table
 from wbc.datasets.labels import red_cell_um_per_px
 from wbc.datasets.mosaic import MosaicSettings
-from wbc.models import architectures, registry
+from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
 from wbc.models.imagenet import load_lite_weights
 from wbc.revision import code_revision
@@ -86,7 +86,7 @@ def train_detector(config: Path, data: Path, out: Path, device: str) -> ModelCar
     classes, loop = list(plan["classes"]), section(LoopSettings, plan["loop"], "loop")
     specs = [section(BoxData, d, "data") for d in plan["data"]]
     card = _card(plan, config, "detector", float(plan["um_per_px"]), 0, plan["model"])
-    model = architectures.build(card)
+    model = builders.build(card)
     load_lite_weights(model.get_submodule("backbone.body"), plan["model"]["backbone"])
     frozen = tuple(plan.get("frozen", ()))
     freeze(model.train(), frozen)
@@ -145,7 +145,7 @@ def train_classifier(config: Path, data: Path, out: Path, device: str) -> ModelC
     labels = sorted({label for crops, _ in parts for label in crops.labels})
     matrix = label_matrix(load_taxonomy(plan["taxonomy"]), list(plan["classes"]), labels)
     rows = {label: i for i, label in enumerate(labels)}
-    model = architectures.build(card)
+    model = builders.build(card)
     log.info("untrained: %s", load_lite_weights(model, plan["model"]["backbone"]))
     samples = CropSamples(
         [(crops, rows, weight) for crops, weight in parts],
@@ -218,7 +218,7 @@ def _card(
 
 
 def _with_metrics(card: ModelCard, metrics: dict[str, float]) -> ModelCard:
-    return ModelCard.from_json(asdict(card) | {"metrics": metrics})
+    return replace(card, metrics=metrics)
 
 
 def _stack(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:

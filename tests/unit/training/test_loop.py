@@ -15,7 +15,7 @@ from torchvision import ops
 
 from wbc.datasets.augment import Jitter
 from wbc.datasets.crops import PATCH_PX, Crops
-from wbc.models import architectures
+from wbc.models import builders
 from wbc.models.cards import ModelCard
 from wbc.training.classifier import CropSamples, CropSettings, central_windows, predict, tree_losses
 from wbc.training.detector import detection_losses, freeze
@@ -177,7 +177,7 @@ def test_the_classifiers_recipe_tells_red_from_blue(tmp_path: Path) -> None:
     samples = CropSamples([(crops, {"red": 0, "blue": 1}, 1.0)], window, Jitter(plain=1.0), seed=0)
     torch.manual_seed(0)
     model = fit(
-        architectures.build(CLASSIFIER),
+        builders.build(CLASSIFIER),
         samples,
         lambda drawn: (torch.stack([p for p, _ in drawn]), torch.tensor([row for _, row in drawn])),
         tree_losses(np.eye(2, dtype=np.float32), HALF, HALF),
@@ -229,7 +229,7 @@ class FourPictures(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
 def test_frozen_parts_and_batch_statistics_stay_as_they_were(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model: Any = architectures.build(DETECTOR)
+    model: Any = builders.build(DETECTOR)
     freeze(model, ("conv_stem",))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     settings = LoopSettings(steps=2, batch=2, rate=1e-2, warm_up=0, average=0.0, data_workers=0)
@@ -244,9 +244,7 @@ def test_frozen_parts_and_batch_statistics_stay_as_they_were(tmp_path: Path) -> 
 def test_the_detectors_recipe_learns_four_pictures_by_heart(tmp_path: Path) -> None:
     torch.manual_seed(0)
     # After 140 steps the proposals are less sure than a finished detector's.
-    model: Any = architectures.build(
-        replace(DETECTOR, arguments=dict(DETECTOR.arguments) | {"lowest_objectness": 0.02})
-    )
+    model: Any = builders.build(replace(DETECTOR, arguments=dict(DETECTOR.arguments) | {"lowest_objectness": 0.02}))
     freeze(model, ())
     settings = LoopSettings(steps=140, batch=4, rate=1e-3, warm_up=10, average=0.8, slow=(), data_workers=0)
     trained = fit(model, FourPictures(), list, detection_losses(()), settings, tmp_path / "c.pt", CPU)

@@ -1,31 +1,34 @@
-"""Architectures by name: a card's `builder` names one of these, its `arguments` are the settings' fields.
+"""Builders by name: a card's `builder` names one of these, its `arguments` are the settings' fields.
 
 torchvision and timm, which take seconds to import, are imported by the builders that stand on them.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import nn
 
-from wbc.models import crop_classifier, dark_regions
+from wbc.configs import checked
 from wbc.models.cards import ModelCard
 
 
 def _faster_rcnn(card: ModelCard) -> nn.Module:
     from wbc.models import faster_rcnn
 
-    settings = faster_rcnn.FasterRCNNSettings(**_tuples(card.arguments))
-    module: nn.Module = faster_rcnn.build(len(card.classes), card.mean, card.std, settings)
-    return module
+    settings = checked(card.arguments, faster_rcnn.FasterRCNNSettings, "arguments")
+    return faster_rcnn.build(len(card.classes), card.mean, card.std, settings)
 
 
 def _crop_classifier(card: ModelCard) -> nn.Module:
-    return crop_classifier.build(len(card.classes), crop_classifier.CropClassifierSettings(**card.arguments))
+    from wbc.models import crop_classifier
+
+    settings = checked(card.arguments, crop_classifier.CropClassifierSettings, "arguments")
+    return crop_classifier.build(len(card.classes), settings)
 
 
 def _dark_regions(card: ModelCard) -> nn.Module:
-    return dark_regions.DarkRegions(**card.arguments)
+    from wbc.models import dark_regions
+
+    return dark_regions.DarkRegions(checked(card.arguments, dark_regions.DarkRegionsSettings, "arguments"))
 
 
 BUILDERS: dict[str, Callable[[ModelCard], nn.Module]] = {
@@ -46,9 +49,3 @@ def build(card: ModelCard) -> nn.Module:
         return BUILDERS[card.builder](card).eval()
     except (TypeError, RuntimeError) as error:  # timm's word for a backbone it does not know
         raise ValueError(f"builder {card.builder!r} cannot do with {card.arguments}: {error}") from error
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _tuples(v) for k, v in value.items()}
-    return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
