@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torchvision.models.detection import FasterRCNN
 
 from wbc.datasets.augment import Jitter
 from wbc.datasets.coco import read_coco
@@ -18,6 +17,7 @@ from wbc.datasets.labels import LabelledPicture, red_cell_um_per_px
 from wbc.datasets.mosaic import MosaicSettings, Source, draw_mosaic, load_source
 from wbc.datasets.voc import read_voc
 from wbc.datasets.yolo import read_yolo
+from wbc.models.trainable import TrainableDetector
 from wbc.synth.smear import NORMAL_BLOOD, SmearSettings, draw_stain, render_field
 from wbc.taxonomy import GENERIC
 
@@ -126,9 +126,9 @@ class Mosaics(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float() / 255, target
 
 
-def freeze(model: FasterRCNN, frozen: tuple[str, ...]) -> None:
+def freeze(model: TrainableDetector, frozen: tuple[str, ...]) -> None:
     """Fix batch norms at their ImageNet statistics (a batch of two has none) and the named parts of the backbone."""
-    body = model.backbone.body
+    body = model.body
     for module in body.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval().requires_grad_(False)
@@ -141,7 +141,7 @@ def detection_losses(frozen: tuple[str, ...]) -> Any:
     """A `losses` function for `loop.fit`: torchvision's four, batch norms kept fixed."""
 
     def losses(model: nn.Module, batch: list[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, Tensor]:
-        assert isinstance(model, FasterRCNN)
+        assert isinstance(model, TrainableDetector)
         if not model.training:
             model.train()
         freeze(model, frozen)

@@ -25,6 +25,7 @@ from wbc.datasets.mosaic import MosaicSettings
 from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
 from wbc.models.imagenet import load_lite_weights
+from wbc.models.trainable import TrainableDetector
 from wbc.revision import code_revision
 from wbc.storage.images import read_field
 from wbc.taxonomy import label_matrix, load_taxonomy
@@ -87,9 +88,12 @@ def train_detector(config: Path, data: Path, out: Path, device: str) -> ModelCar
     specs = [section(BoxData, d, "data") for d in plan["data"]]
     card = _card(plan, config, "detector", float(plan["um_per_px"]), 0, plan["model"])
     model = builders.build(card)
-    load_lite_weights(model.get_submodule("backbone.body"), plan["model"]["backbone"])
+    if not isinstance(model, TrainableDetector):
+        raise ValueError(f"{config}: builder {card.builder!r} has nothing to train")
+    load_lite_weights(model.body, plan["model"]["backbone"])
     frozen = tuple(plan.get("frozen", ()))
-    freeze(model.train(), frozen)
+    model.train()
+    freeze(model, frozen)
     sources = load_sources(specs, data, classes)
     if "rendered" in plan:
         sources.append(render_source(section(RenderedData, plan["rendered"], "rendered"), classes))

@@ -191,11 +191,9 @@ def test_each_device_is_asked_for_its_own_capability(monkeypatch: pytest.MonkeyP
 def test_faster_rcnn_offers_what_training_asks(detector: nn.Module) -> None:
     assert isinstance(detector, TrainableDetector)
     assert detector.body.get_parameter("conv_stem.weight").requires_grad
-    with torch.no_grad():
-        detector.class_bias[1] += 0.5
-        changed = detector.get_parameter("roi_heads.box_predictor.cls_score.bias")[2].clone()
-        detector.class_bias[1] -= 0.5
-    assert changed - detector.class_bias[1] == pytest.approx(0.5)
+    bias = detector.get_parameter("roi_heads.box_predictor.cls_score.bias")
+    assert detector.class_bias.tolist() == bias[1:].tolist()
+    assert detector.class_bias.data_ptr() == bias[1:].data_ptr()  # what is added to it moves the detector's scores
 
 
 def test_overlap_is_torchvisions() -> None:
