@@ -30,6 +30,7 @@ from wbc.differential import differential_of
 from wbc.models import registry
 from wbc.models.registry import LoadedModel
 from wbc.storage import images, tables
+from wbc.storage.layout import Layout
 from wbc.storage.pixels import create_group, read_pixels, write_pixels
 from wbc.taxonomy import GENERIC, load_taxonomy
 from wbc.types import FieldKey, Slide
@@ -158,7 +159,7 @@ def _parts(slide: Slide, job: Job, models: list[LoadedModel]) -> list[Row]:
 
 def _write_tables(slide: Slide, job: Job) -> None:
     """Count the slide's cells again and commit them, from the tables of the last run."""
-    found = pq.read_table(tables.table_path(job.out, "cells", slide.slide_id).path)
+    found = pq.read_table(Layout(job.out).table("cells", slide.slide_id).path)
     sides = np.stack([found[side].to_numpy() for side in ("x0", "y0", "x1", "y1")], 1)
     types = found["cell_type"].to_pylist()
     scores = [found[name].to_numpy() for name in ("score", "type_score")]

@@ -14,11 +14,11 @@ from flows.listening import Listener, current_listener, listening
 from flows.schedule import MOST_SLIDES, count_all
 from flows.slide_table import slide_line
 from flows.stages import STAGES, Run, is_drawn
-from wbc.counting.slide import CountSettings, Job, SlideOutcome, is_counted, remove_leftovers, unchanged
+from wbc.counting.slide import CountSettings, Job, SlideOutcome, is_counted, unchanged
 from wbc.models import registry
 from wbc.models.cards import Task
 from wbc.models.registry import ModelRef
-from wbc.storage import results
+from wbc.storage.layout import Layout
 from wbc.storage.slides import discover
 from wbc.taxonomy import Taxonomy, check_classes, load_taxonomy
 from wbc.types import Slide
@@ -88,10 +88,11 @@ def count_slides(
     job = _job(out, detector, classifier, taxonomy)
     job = replace(job, settings=CountSettings(min_score), force=force, verify=verify, keep_pixels=keep_pixels)
     wanted = (read_settings(settings) if settings else ClusterSettings()).overridden(workers, scheduler)
-    results.check_apart(UPath(slides), job.out)
+    layout = Layout(job.out)
+    layout.check_apart(UPath(slides))
     found = [replace(slide, um_per_px=um_per_px) for slide in discover(UPath(slides))]
-    results.check_writable(job.out)
-    remove_leftovers(job.out)
+    layout.check_writable()
+    layout.sweep()
 
     listener = current_listener()
     listener.slides_found(len(found), sum(len(slide.field_paths) for slide in found))
@@ -113,7 +114,7 @@ def count_slides(
             for outcome in count_all(waiting, run):
                 outcomes[outcome.slide_id] = outcome
                 listener.slide_done(outcome)
-    remove_leftovers(job.out)
+    layout.sweep()
     report = CountReport(tuple(outcomes[slide.slide_id] for slide in found))
     _publish(report, found, job)
     return report

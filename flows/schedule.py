@@ -16,7 +16,7 @@ from prefect.utilities.annotations import opaque, quote
 from flows.cluster import Cluster, reason
 from flows.stages import Run, annotate, count_cells, ingest
 from wbc.counting.slide import Ingested, SlideOutcome, chunks, record_failure
-from wbc.storage.pixels import remove_group
+from wbc.storage.atomic import remove_folder
 from wbc.storage.tables import FailedField
 from wbc.types import Slide
 
@@ -104,7 +104,7 @@ def _failure(work: Work, why: str, run: Run) -> SlideOutcome:
     slide, job = work.slide, run.job
     if not job.keep_pixels:
         with suppress(OSError):
-            remove_group(job.pixels(slide.slide_id))
+            remove_folder(job.pixels(slide.slide_id))
     try:
         record_failure(slide, job, why)
     except OSError as error:  # on a full disk, say: then the report alone tells

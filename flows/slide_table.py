@@ -7,6 +7,7 @@ from upath import UPath
 
 from wbc.counting.report import printable, read_report
 from wbc.counting.slide import SlideOutcome
+from wbc.storage.atomic import local_path
 from wbc.storage.tables import FailedField, arrow_text
 from wbc.taxonomy import Taxonomy
 from wbc.types import Slide
@@ -41,7 +42,8 @@ def field_link(failed: FailedField, slide: Slide) -> str:
     path = next((p for p in slide.field_paths if arrow_text(p.name) == failed.field), None)
     if path is None:
         return printable(failed.reason)
-    is_local = path.protocol in ("", "file", "local")
-    address = "file://" + quote(path.absolute().path.encode(errors="surrogateescape")) if is_local else str(path)
+    address = str(path)
+    if local_path(path) is not None:
+        address = "file://" + quote(path.absolute().path.encode(errors="surrogateescape"))
     name = printable(failed.field).replace("[", "\\[").replace("]", "\\]")
     return f"[{name}](<{address}>): {printable(failed.reason)}"

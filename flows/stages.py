@@ -12,9 +12,10 @@ from upath import UPath
 
 from flows.cluster import Cluster, worth_retrying
 from flows.listening import Listener
-from wbc.counting.annotate import annotate_slide, annotated_path
+from wbc.counting.annotate import annotate_slide
 from wbc.counting.slide import Ingested, Job, SlideOutcome, count_ingested, ingest_slide
 from wbc.storage import tables
+from wbc.storage.layout import Layout
 from wbc.storage.tables import arrow_text
 from wbc.types import Slide
 
@@ -78,5 +79,5 @@ def is_drawn(slide: Slide, out: UPath) -> bool:
     row = tables.read_slide_row(out, slide.slide_id)
     failed = {f.field for f in row.failed_fields}
     names = [arrow_text(path.name) for path in slide.field_paths]
-    drawings = [annotated_path(out, slide.slide_id, name) for name in names if name not in failed]
+    drawings = [Layout(out).drawing(slide.slide_id, name) for name in names if name not in failed]
     return all(d.exists() and d.stat().st_mtime >= row.counted_at.timestamp() for d in drawings)

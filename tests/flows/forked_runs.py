@@ -1,8 +1,7 @@
 """A process that runs the count-slides flow in forks of itself, to be killed: what takes long to import is there.
 
 Reads one JSON object a line: the flow's `parameters`, and, to be killed, `kill_after` seconds from the moment that the
-slides are found, or just before the `kill_at`-th time that a file takes its place in OUT. Answers each with one line:
-`killed`, `done` or `failed`, and the seconds since the slides were found.
+slides are found. Answers each with one line: `killed`, `done` or `failed`, and the seconds since the slides were found.
 """
 
 import json
@@ -10,7 +9,6 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 # Imported when a flow runs; here, each fork would do it anew.
@@ -37,23 +35,13 @@ class Found:
         pass
 
 
-def run(parameters: dict[str, Any], kill_at: int | None, pipe: int) -> None:
-    if kill_at is not None:
-        replace, times = os.replace, [0]
-
-        def deadly(source: Any, target: Any) -> None:
-            times[0] += Path(target).suffix == ".parquet" or Path(target).parent.name == ".wbc"
-            if times[0] == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            replace(source, target)
-
-        os.replace = deadly
+def run(parameters: dict[str, Any], pipe: int) -> None:
     with listening(Found(pipe)):
         report = count_slides(**parameters)
     assert not report.failed, report.failed
 
 
-def fork(parameters: dict[str, Any], kill_at: int | None) -> tuple[int, int]:
+def fork(parameters: dict[str, Any]) -> tuple[int, int]:
     """The process id of a fork that runs the flow, and the pipe on which it tells that the slides are found."""
     reading, writing = os.pipe()
     child = os.fork()
@@ -61,7 +49,7 @@ def fork(parameters: dict[str, Any], kill_at: int | None) -> tuple[int, int]:
         status = 1
         try:
             os.close(reading)
-            run(parameters, kill_at, writing)
+            run(parameters, writing)
             status = 0
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -74,7 +62,7 @@ def fork(parameters: dict[str, Any], kill_at: int | None) -> tuple[int, int]:
 def main() -> None:
     for line in sys.stdin:
         order = json.loads(line)
-        child, pipe = fork(order["parameters"], order.get("kill_at"))
+        child, pipe = fork(order["parameters"])
         os.read(pipe, 1)
         found = time.monotonic()
         if "kill_after" in order:

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +19,6 @@ pytestmark = [pytest.mark.dask, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 ROUNDS, KILLS_A_ROUND = 10, 2
-NEW_SCORE = 0.9
 Tables = dict[str, pd.DataFrame]
 Order = Callable[..., tuple[str, float]]
 RunFlow = Callable[..., Any]
@@ -87,20 +85,6 @@ def undisturbed(
     return UPath(out), seconds
 
 
-@pytest.fixture(scope="module")
-def recounted(
-    undisturbed: tuple[UPath, float],
-    order: Order,
-    parameters: dict[str, Any],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> UPath:
-    """OUT of an undisturbed run with other settings over the counts of the first, which are in its history."""
-    out = tmp_path_factory.mktemp("recounted") / "out"
-    shutil.copytree(undisturbed[0].path, out)
-    assert order(parameters=parameters | {"out": str(out), "min_score": NEW_SCORE})[0] == "done"
-    return UPath(out)
-
-
 def assert_whole(out: UPath) -> int:
     """Whatever has a row in `slides` has the cells and the differential of the same count; how many have one."""
     rows = [path for path in (out / "slides").glob("*.parquet") if not path.name.startswith(".")]
@@ -144,32 +128,6 @@ def test_killed_at_any_moment_and_run_again_the_tables_are_the_same(
     assert len(rows) > ROUNDS
     assert len(set(rows)) > 1
     assert n_half_done > 2
-
-
-# Of each slide seven files take their places: its fields' stamps, the old count's tables in the history, the new one's.
-@pytest.mark.parametrize("kill_at", [2, 4, 5, 6, 7, 12])
-def test_killed_between_two_tables_a_new_count_replaces_the_old_one_all_the_same(
-    kill_at: int,
-    order: Order,
-    parameters: dict[str, Any],
-    undisturbed: tuple[UPath, float],
-    recounted: UPath,
-    tmp_path: Path,
-    slides: UPath,
-    run_flow: RunFlow,
-    read_tables: ReadTables,
-    temporaries: Callable[[UPath], list[str]],
-) -> None:
-    out = UPath(tmp_path / "out")
-    shutil.copytree(undisturbed[0].path, out.path)
-    assert order(parameters=parameters | {"out": str(out), "min_score": NEW_SCORE}, kill_at=kill_at)[0] == "killed"
-    assert_whole(out)
-    run_flow(slides, out, min_score=NEW_SCORE)
-    places = [".", *sorted(f"history/{path.name}" for path in (recounted / "history").iterdir())]
-    assert len(places) > 1
-    for place in places:
-        assert_equal(read_tables(out / place), read_tables(recounted / place))
-    assert temporaries(out) == []
 
 
 SCRIPT = """

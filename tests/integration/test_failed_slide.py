@@ -7,7 +7,8 @@ from pathlib import Path
 from upath import UPath
 
 from wbc.counting.slide import Job, count_slide, is_counted, record_failure
-from wbc.storage import results, tables
+from wbc.storage import tables
+from wbc.storage.layout import Layout
 from wbc.storage.slides import discover
 
 
@@ -16,7 +17,7 @@ def test_a_failed_slide_is_in_the_tables_until_it_is_counted(
 ) -> None:
     (slide,) = discover(painted_slide)
     job = make_job(UPath(tmp_path / "out"))
-    results.check_writable(job.out)
+    Layout(job.out).check_writable()
     record_failure(slide, job, "a worker died 3 times")
     row = tables.read_slide_row(job.out, slide.slide_id)
     assert "slide_failed" in row.flags

@@ -1,11 +1,8 @@
 """Whatever goes wrong and whenever a run dies: the old count stands, and a rerun ends as if nothing had happened."""
 
-import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,17 +14,17 @@ import torch
 from upath import UPath
 
 from wbc.counting import worker
-from wbc.counting.slide import Job, count_ingested, count_slide, ingest_slide, is_counted, remove_leftovers
+from wbc.counting.slide import Job, count_ingested, count_slide, ingest_slide, is_counted
 from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
 from wbc.models.registry import ModelError
+from wbc.storage.layout import Layout
 from wbc.storage.slides import discover
 from wbc.types import Slide
 
 MakeSlide = Callable[..., UPath]
 MakeJob = Callable[..., Job]
 ReadTables = Callable[[UPath], dict[str, pd.DataFrame]]
-RENAMINGS = 7  # stamps, three tables to the history, three into their places
 
 
 @pytest.fixture
@@ -135,90 +132,6 @@ def test_an_out_that_is_a_file_is_an_error_that_names_it(
 # A run that dies
 
 
-@pytest.mark.parametrize("at", range(RENAMINGS))
-def test_a_run_that_ends_between_two_writes_is_made_good_by_the_next(
-    recount: tuple[Slide, Job],
-    undisturbed: UPath,
-    read_tables: ReadTables,
-    threads: Executor,
-    monkeypatch: pytest.MonkeyPatch,
-    at: int,
-) -> None:
-    slide, job = recount
-    rename, calls = os.replace, iter(range(100))
-
-    def interrupted(source: str, target: str) -> None:
-        if ".zarr" not in str(target) and next(calls) == at:
-            raise KeyboardInterrupt
-        rename(source, target)
-
-    monkeypatch.setattr(os, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        count_slide(slide, job, threads)
-    monkeypatch.undo()
-    assert not is_counted(slide, job)
-    remove_leftovers(job.out)
-    assert count_slide(slide, job, threads).status == "counted"
-    assert_as_undisturbed(job.out, undisturbed, read_tables)
-
-
-KILLED = """
-import os, signal, sys
-from concurrent.futures import ThreadPoolExecutor
-from upath import UPath
-from wbc.models import registry
-from wbc.counting.slide import CountSettings, Job, count_slide
-from wbc.storage.slides import discover
-from wbc.taxonomy import load_taxonomy
-
-slides, model, *outs = sys.argv[1:]
-for at, out in enumerate(outs):
-    child = os.fork()
-    if child == 0:
-        rename, calls = os.replace, iter(range(100))
-
-        def killed(source, target):
-            if ".zarr" not in str(target) and next(calls) == at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            rename(source, target)
-
-        os.replace = killed
-        ref, _ = registry.resolve(model, "detector")
-        job = Job(UPath(out), ref, None, load_taxonomy("blood"), CountSettings(chunk_fields=2), "cpu")
-        (slide,) = discover(UPath(slides))
-        with ThreadPoolExecutor(1) as threads:
-            count_slide(slide, job, threads)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
-        sys.exit(f"renaming {at}: the run was not killed but ended with {status}")
-"""
-
-
-@pytest.mark.slow
-def test_a_run_killed_between_two_writes_is_made_good_by_the_next(
-    recount: tuple[Slide, Job],
-    undisturbed: UPath,
-    painted_slide: UPath,
-    dark_folder: Path,
-    tmp_path: Path,
-    make_job: MakeJob,
-    read_tables: ReadTables,
-    threads: Executor,
-) -> None:
-    slide, job = recount
-    outs = [tmp_path / f"killed{at}" for at in range(RENAMINGS)]
-    for out in outs:
-        shutil.copytree(job.out.path, out)
-    subprocess.run([sys.executable, "-c", KILLED, painted_slide.path, str(dark_folder), *map(str, outs)], check=True)
-    for out in outs:
-        again = make_job(UPath(out))
-        assert contents(again.out) != contents(job.out), "the kill left no trace: it proves nothing"
-        remove_leftovers(again.out)
-        assert count_slide(slide, again, threads).status == "counted"
-        assert_as_undisturbed(again.out, undisturbed, read_tables)
-
-
 def test_leftovers_of_a_run_killed_after_its_commit_are_swept(
     painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor
 ) -> None:
@@ -230,7 +143,7 @@ def test_leftovers_of_a_run_killed_after_its_commit_are_swept(
     for name in ("cells/.s1.parquet.0123.tmp", "annotated/s1/.f000.png.jpg.89ab.tmp"):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_bytes(b"half")
-    remove_leftovers(out)
+    Layout(out).sweep()
     assert is_counted(slide, job)
     assert contents(out) == clean
     assert not list(Path(out.path).rglob("*.zarr"))

@@ -91,12 +91,12 @@ def _check_early(slides: str, out: str, taxonomy: str) -> None:
     """Raises ValueError for the likeliest slips, before a count's libraries are loaded, which takes long."""
     from upath import UPath
 
-    from wbc.storage.results import check_apart
+    from wbc.storage.layout import Layout
     from wbc.taxonomy import load_taxonomy
 
     if not UPath(slides).is_dir():
         raise ValueError(f"no such folder of slides: {slides}")
-    check_apart(UPath(slides), UPath(out))
+    Layout(UPath(out)).check_apart(UPath(slides))
     load_taxonomy(taxonomy)
 
 

@@ -20,9 +20,10 @@ def show(
     with usage_errors():
         from upath import UPath
 
-        from wbc.counting.report import counted_slides, read_report, report_json
+        from wbc.counting.report import read_report, report_json
+        from wbc.storage.layout import Layout
 
-        counted = counted_slides(UPath(out))
+        counted = Layout(UPath(out)).slide_ids()
         if not counted:
             raise ValueError(f"{out}: no slide was counted here")
         if slide is not None and slide not in counted:

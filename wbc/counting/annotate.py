@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFont
 from upath import UPath
 
-from wbc.storage.files import write_whole
+from wbc.storage.atomic import write_whole
 from wbc.storage.images import read_field
-from wbc.storage.slides import safe_name
+from wbc.storage.layout import Layout
 from wbc.storage.tables import arrow_text, read_slide_row, read_table
 from wbc.types import Slide
 
@@ -37,14 +37,6 @@ COLOURS = {
 }
 
 
-def annotated_path(out: UPath, slide_id: str, field: str) -> UPath:
-    """Where the drawing of a field goes: `OUT/annotated/<slide_id>/<field>.jpg`, `field` as in `cells`, made safe.
-
-    The whole file name is kept, as a slide may hold `a.jpg` beside `a.png`.
-    """
-    return out / "annotated" / slide_id / f"{safe_name(field)}.jpg"
-
-
 def annotate_slide(out: UPath, slide: Slide, executor: Executor) -> None:
     """Draw every counted field of a slide from its tables, one future a field.
 
@@ -57,7 +49,7 @@ def annotate_slide(out: UPath, slide: Slide, executor: Executor) -> None:
     for path in slide.field_paths:
         field = arrow_text(path.name)
         if field not in failed:
-            own, target = cells.filter(pc.equal(cells["field"], field)), annotated_path(out, slide.slide_id, field)
+            own, target = cells.filter(pc.equal(cells["field"], field)), Layout(out).drawing(slide.slide_id, field)
             futures.append(executor.submit(annotate_field, path, own, target))
     wait(futures)
     for future in futures:

@@ -11,6 +11,7 @@ from upath import UPath
 
 from wbc.cells.detect import TileSettings
 from wbc.models.registry import ModelRef
+from wbc.storage.layout import Layout
 from wbc.taxonomy import Taxonomy
 from wbc.types import Slide
 
@@ -50,8 +51,8 @@ class Job:
     keep_pixels: bool = False
 
     def pixels(self, slide_id: str) -> UPath:
-        """The Zarr group of a slide's pixels while it is counted, among the temporaries unless they are kept."""
-        return (self.out if self.keep_pixels else self.out / ".wbc") / "pixels" / f"{slide_id}.zarr"
+        """The Zarr group of a slide's pixels while it is counted."""
+        return Layout(self.out).pixels(slide_id, keep=self.keep_pixels)
 
 
 def count_id(slide: Slide, digests: Mapping[str, str], job: Job) -> str:

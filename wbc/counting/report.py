@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from upath import UPath
 
-from wbc.storage.tables import SlideRow, read_slide_row, read_table, table_path
+from wbc.storage.layout import Layout
+from wbc.storage.tables import SlideRow, read_slide_row, read_table
 from wbc.taxonomy import Taxonomy, load_taxonomy, shipped_taxonomies
 from wbc.types import DifferentialRow
 
@@ -22,13 +23,6 @@ class SlideReport:
     cell_types: tuple[DifferentialRow, ...]
 
 
-def counted_slides(out: UPath) -> list[str]:
-    """The ids of the slides with a committed count in OUT, sorted; none where there is no such folder."""
-    folder = out / "slides"
-    paths = folder.iterdir() if folder.is_dir() else ()
-    return sorted(p.name.removesuffix(".parquet") for p in paths if p.suffix == ".parquet" and p.name[0] not in "._")
-
-
 def read_report(out: UPath, slide_id: str) -> SlideReport:
     """A slide's count from its tables. Raises FileNotFoundError where there is none, ValueError where it is broken."""
     row, table = read_slide_row(out, slide_id), read_table(out, "differentials", slide_id)
@@ -36,7 +30,7 @@ def read_report(out: UPath, slide_id: str) -> SlideReport:
         return SlideReport(row, tuple(DifferentialRow(**line) for line in table.drop_columns("slide_id").to_pylist()))
     except (TypeError, KeyError) as error:
         raise ValueError(
-            f"{str(table_path(out, 'differentials', slide_id))!r} holds no differential: {error}"
+            f"{str(Layout(out).table('differentials', slide_id))!r} holds no differential: {error}"
         ) from error
 
 

@@ -15,8 +15,9 @@ from wbc.counting.handover import CountedChunk, CountedSlide, Ingested, Scale, S
 from wbc.counting.job import CountSettings, Job, count_id
 from wbc.counting.record import commit_count, commit_failure, keep_stamps
 from wbc.counting.worker import count_chunk, ingest_chunk, look_for_scale
-from wbc.storage import results, tables
-from wbc.storage.pixels import create_group, remove_group
+from wbc.storage import tables
+from wbc.storage.atomic import remove_folder
+from wbc.storage.pixels import create_group
 from wbc.storage.stamps import known_digests
 from wbc.types import ChunkKey, Slide
 
@@ -32,7 +33,6 @@ __all__ = [
     "ingest_slide",
     "is_counted",
     "record_failure",
-    "remove_leftovers",
     "unchanged",
 ]
 
@@ -45,12 +45,6 @@ def count_slide(slide: Slide, job: Job, executor: Executor, progress: Progress |
     Raises what the executor, a model or OUT raise; a bad field is an entry in the tables.
     """
     return count_ingested(ingest_slide(slide, job, executor), job, executor, progress)
-
-
-def remove_leftovers(out: UPath) -> None:
-    """Remove what a killed run left in OUT: pixels that were not to be kept, and files half-written."""
-    remove_group(out / ".wbc" / "pixels")
-    results.remove_temporaries(out)
 
 
 def is_counted(slide: Slide, job: Job) -> bool:
@@ -85,7 +79,7 @@ def ingest_slide(slide: Slide, job: Job, executor: Executor) -> Ingested:
     done = not job.force and tables.committed_count_id(job.out, slide.slide_id) == own_id
     if done:
         if not job.keep_pixels:
-            remove_group(group)
+            remove_folder(group)
         keep_stamps(slide, fields, job)
     return Ingested(slide, fields, own_id, done, time.monotonic() - began)
 
@@ -99,7 +93,7 @@ def count_ingested(ingested: Ingested, job: Job, executor: Executor, progress: P
     cells = _cells(ingested, scale, job, executor, progress)
     row = commit_count(CountedSlide(ingested, scale, cells, began), job)
     if not job.keep_pixels:
-        remove_group(job.pixels(slide.slide_id))
+        remove_folder(job.pixels(slide.slide_id))
     return SlideOutcome(slide.slide_id, "counted", row.n_fields, row.n_cells, row.failed_fields, row.seconds.total)
 
 

@@ -5,13 +5,15 @@ torch takes seconds to import, and a card can be read without it: what needs tor
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from upath import UPath
+
 from wbc.models.cards import ModelCard, Task
+from wbc.storage.atomic import staged
 
 if TYPE_CHECKING:
     import torch
@@ -166,7 +168,7 @@ def save(folder: Path, module: "nn.Module", card: ModelCard) -> ModelCard:
     Raises ValueError where a weight is not finite as fp16.
     """
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialize
 
     state = {}
     for name, tensor in module.state_dict().items():
@@ -174,12 +176,9 @@ def save(folder: Path, module: "nn.Module", card: ModelCard) -> ModelCard:
         state[name] = value.half() if value.is_floating_point() else value
         if not torch.isfinite(state[name]).all():
             raise ValueError(f"{name} is not finite as fp16")
-    folder.mkdir(parents=True, exist_ok=True)
-    new_weights, new_card = folder / f".{WEIGHTS}.tmp", folder / f".{CARD}.tmp"
-    save_file(state, new_weights)
-    with open(new_weights, "rb") as weights:
-        card = replace(card, sha256=hashlib.file_digest(weights, "sha256").hexdigest())
-    new_card.write_text(json.dumps(card.to_json(), indent=2, ensure_ascii=False) + "\n")
-    os.replace(new_weights, folder / WEIGHTS)
-    os.replace(new_card, folder / CARD)
+    weights = serialize(state)
+    card = replace(card, sha256=hashlib.sha256(weights).hexdigest())
+    text = json.dumps(card.to_json(), indent=2, ensure_ascii=False) + "\n"
+    with staged({UPath(folder / WEIGHTS): weights, UPath(folder / CARD): text.encode()}, durable=False):
+        pass
     return card

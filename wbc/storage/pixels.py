@@ -9,6 +9,7 @@ from upath import UPath
 from zarr.codecs import BloscCodec
 from zarr.storage import FsspecStore, LocalStore
 
+from wbc.storage.atomic import local_path, remove_folder
 from wbc.types import FieldKey, Slide
 
 CHUNK_PX = 640
@@ -20,8 +21,7 @@ def create_group(group: UPath, slide: Slide) -> None:
 
     Its metadata is written before any field, so that writers of different fields never meet.
     """
-    if group.exists():
-        remove_group(group)
+    remove_folder(group)
     names = [path.name for path in slide.field_paths]
     zarr.create_group(_store(group), attributes={"slide_id": slide.slide_id, "fields": names})
 
@@ -60,19 +60,13 @@ def stored_size(group: UPath, key: FieldKey) -> tuple[int, int]:
     return height, width
 
 
-def remove_group(group: UPath) -> None:
-    """Delete a slide's group, if it is there."""
-    if group.exists():
-        group.fs.rm(group.path, recursive=True)
-
-
 def _name(key: FieldKey) -> str:
     return f"{key.field:05d}"
 
 
 def _store(group: UPath) -> Any:
-    if group.protocol in ("", "file", "local"):
-        return LocalStore(group.path)
+    if (local := local_path(group)) is not None:
+        return LocalStore(local)
     if group.protocol == "memory":
         return FsspecStore.from_url(f"memory://{group.path}")
     return FsspecStore.from_url(str(group), storage_options=dict(group.storage_options))

@@ -1,7 +1,6 @@
 """A folder of images becomes `Slide`s."""
 
 import errno
-import hashlib
 import logging
 import os
 from collections import deque
@@ -9,39 +8,13 @@ from collections.abc import Iterator
 
 from upath import UPath
 
-from wbc.storage.files import local_path
+from wbc.storage.atomic import local_path
 from wbc.storage.images import IMAGE_SUFFIXES
+from wbc.storage.layout import is_out
+from wbc.storage.names import safe_name
 from wbc.types import Slide
 
 logger = logging.getLogger(__name__)
-MAX_ID_BYTES = 180
-
-
-def safe_name(path: str) -> str:
-    """A relative path as one file name of at most 180 bytes; no two paths share a name.
-
-    ASCII letters and digits, `-_. ` and letters and digits of other scripts stay, all else is percent-encoded as
-    UTF-8, and so are a leading `.`, `_` or space (Parquet readers pass over such files) and a trailing `.` or space.
-    A name that would be too long ends in `~` and 16 hexadecimal digits of its SHA-256; `~` occurs nowhere else.
-    Raises ValueError for an empty path.
-    """
-    if not path:
-        raise ValueError("an empty path has no name")
-    chars = [c if c.isalnum() or c in "-_. " else _percent(c) for c in path]
-    if chars[0] in "._ ":
-        chars[0] = _percent(chars[0])
-    if chars[-1] in ". ":
-        chars[-1] = _percent(chars[-1])
-    name = "".join(chars)
-    encoded = name.encode()
-    if len(encoded) <= MAX_ID_BYTES:
-        return name
-    return encoded[: MAX_ID_BYTES - 17].decode(errors="ignore") + "~" + hashlib.sha256(encoded).hexdigest()[:16]
-
-
-def _percent(char: str) -> str:
-    # A local file name that is no UTF-8 reaches Python as lone surrogates.
-    return "".join(f"%{byte:02X}" for byte in char.encode(errors="surrogatepass"))
 
 
 def discover(root: UPath) -> list[Slide]:
@@ -83,7 +56,7 @@ def _walk(root: UPath) -> Iterator[tuple[tuple[str, ...], tuple[UPath, ...]]]:
             logger.warning("%r cannot be read: %s", str(folder), error.strerror or error)
             yield parts, ()
             continue
-        if parts and any(name == ".wbc" for name, _, _ in entries):
+        if parts and is_out(name for name, _, _ in entries):
             continue
         shown = [entry for entry in entries if not entry[0].startswith(".")]
         images = sorted(n for n, is_folder, _ in shown if not is_folder and n.lower().endswith(IMAGE_SUFFIXES))

@@ -10,8 +10,9 @@ from datetime import datetime
 
 from upath import UPath
 
-from wbc.storage.files import local_path, write_whole
+from wbc.storage.atomic import local_path, write_whole
 from wbc.storage.images import status
+from wbc.storage.layout import Layout
 from wbc.types import FieldError, Slide
 
 # What object stores call the time (or the version) of an object; fsspec has no common name for it.
@@ -56,13 +57,13 @@ class FieldRecord:
 def write_stamps(out: UPath, slide: Slide, records: Mapping[str, FieldRecord]) -> None:
     """Keep the records of a slide's fields by file name. Raises OSError where they cannot be written."""
     content = json.dumps({name: asdict(record) for name, record in records.items()}, indent=1)
-    write_whole(_path(out, slide), content.encode())
+    write_whole(Layout(out).stamps(slide.slide_id), content.encode())
 
 
 def read_stamps(out: UPath, slide: Slide) -> dict[str, FieldRecord]:
     """The records kept for a slide by file name; none where the file is missing or broken."""
     try:
-        kept = json.loads(_path(out, slide).read_bytes())
+        kept = json.loads(Layout(out).stamps(slide.slide_id).read_bytes())
         return {name: FieldRecord(int(r["size"]), str(r["modified"]), str(r["sha256"])) for name, r in kept.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
@@ -85,7 +86,3 @@ def known_digests(out: UPath, slide: Slide) -> dict[str, str] | None:
             return None
         known[now.name] = record.sha256
     return known
-
-
-def _path(out: UPath, slide: Slide) -> UPath:
-    return out / ".wbc" / f"{slide.slide_id}.json"

@@ -16,12 +16,9 @@ already; either way the next run counts the slide again and ends with the same f
 at its start. One run at a time may write to an OUT.
 """
 
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -29,11 +26,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from upath import UPath
 
-from wbc.storage import files
-from wbc.storage.files import local_path
+from wbc.storage import atomic
+from wbc.storage.layout import TABLES, Layout, TableName
 from wbc.types import Differential, DifferentialRow, ScaleFrom
-
-Kind = Literal["cells", "differentials", "slides"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +77,7 @@ _SLIDES = [
     *((name, pa.string()) for name in ("detector", "classifier", "taxonomy", "wbc_version")),
     ("seconds", pa.struct([(stage.name, pa.float64()) for stage in fields(Seconds)])),
 ]
-SCHEMAS: dict[Kind, pa.Schema] = {
+SCHEMAS: dict[TableName, pa.Schema] = {
     "cells": pa.schema(_CELLS),
     "differentials": pa.schema(_DIFFERENTIALS),
     "slides": pa.schema(_SLIDES),
@@ -172,71 +167,35 @@ def arrow_text(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def table_path(out: UPath, kind: Kind, slide_id: str) -> UPath:
-    """Where a slide's table stands. Raises ValueError for a `slide_id` that is no safe file name."""
-    return out / kind / f"{_checked(slide_id)}.parquet"
-
-
-def _checked(slide_id: str) -> str:
-    # Parquet readers pass over files whose names begin so.
-    if not slide_id or "/" in slide_id or slide_id[0] in "._":
-        raise ValueError(f"slide_id {slide_id!r} is no safe file name")
-    return slide_id
-
-
 def commit(out: UPath, cells: pa.Table, differentials: pa.Table, row: SlideRow) -> None:
     """Make `row`, with its cells and differentials, the count of its slide, in the steps told at this module's top.
 
     A count with another `count_id` that stood there goes to the history; one with the same is replaced. Raises
     ValueError where a table has another schema, OSError where it cannot be written: the old count then stands whole.
     """
-    tables: dict[Kind, pa.Table] = {"cells": cells, "differentials": differentials, "slides": slides_table(row)}
-    staged: dict[UPath, UPath] = {}
-    slides_path = table_path(out, "slides", row.slide_id)
-    try:
-        for kind, table in tables.items():
-            path = table_path(out, kind, row.slide_id)
-            staged[path] = _stage(path, _parquet(kind, table))
-        superseded = _count_id(slides_path)
+    layout = Layout(out)
+    tables: dict[TableName, pa.Table] = {"cells": cells, "differentials": differentials, "slides": slides_table(row)}
+    contents = {layout.table(name, row.slide_id): _parquet(name, table) for name, table in tables.items()}
+    superseded = _count_id(layout.table("slides", row.slide_id))
+    with atomic.staged(contents, durable=True):
         if superseded is not None and superseded != row.count_id:
-            _keep(out, row.slide_id, superseded)
-        slides_path.unlink(missing_ok=True)
-        for path in list(staged):
-            files.publish(staged[path], path)
-            del staged[path]
-    finally:
-        for temporary in staged.values():
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-    if (folder := local_path(slides_path.parent)) is not None:
-        # The renamings reach the disk in their order (a journal keeps it); this waits for the last of them.
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            _keep(layout, row.slide_id, superseded)
+        layout.table("slides", row.slide_id).unlink(missing_ok=True)
 
 
-def _keep(out: UPath, slide_id: str, count_id: str) -> None:
-    for kind in SCHEMAS:
-        old = table_path(out, kind, slide_id)
-        kept = table_path(out / "history" / count_id, kind, slide_id)
-        if old.exists():
-            files.publish(_stage(kept, old.read_bytes()), kept)
+def _keep(layout: Layout, slide_id: str, count_id: str) -> None:
+    places = {layout.history(count_id).table(name, slide_id): layout.table(name, slide_id) for name in TABLES}
+    with atomic.staged({kept: old.read_bytes() for kept, old in places.items() if old.exists()}, durable=True):
+        pass
 
 
-def _parquet(kind: Kind, table: pa.Table) -> bytes:
-    if not table.schema.equals(SCHEMAS[kind]):
-        raise ValueError(f"a table of {kind} has columns\n{table.schema}\nand not\n{SCHEMAS[kind]}")
+def _parquet(name: TableName, table: pa.Table) -> bytes:
+    if not table.schema.equals(SCHEMAS[name]):
+        raise ValueError(f"a table of {name} has columns\n{table.schema}\nand not\n{SCHEMAS[name]}")
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     content: bytes = sink.getvalue().to_pybytes()
     return content
-
-
-def _stage(path: UPath, content: bytes) -> UPath:
-    with files.naming(path, "cannot be written"):
-        return files.write_temporary(path, content, durable=True)
 
 
 def committed_count_id(out: UPath, slide_id: str) -> str | None:
@@ -244,8 +203,9 @@ def committed_count_id(out: UPath, slide_id: str) -> str | None:
 
     Reads nothing but the `slides` row's one column.
     """
-    others = (table_path(out, "cells", slide_id), table_path(out, "differentials", slide_id))
-    count_id = _count_id(table_path(out, "slides", slide_id))
+    layout = Layout(out)
+    others = (layout.table("cells", slide_id), layout.table("differentials", slide_id))
+    count_id = _count_id(layout.table("slides", slide_id))
     return count_id if count_id is not None and all(path.exists() for path in others) else None
 
 
@@ -258,14 +218,14 @@ def _count_id(slides_path: UPath) -> str | None:
     return count_id if count_id.isalnum() else None
 
 
-def read_table(out: UPath, kind: Kind, slide_id: str) -> pa.Table:
+def read_table(out: UPath, table: TableName, slide_id: str) -> pa.Table:
     """One table of a slide. Raises FileNotFoundError where there is none, ValueError where it is broken."""
-    path = table_path(out, kind, slide_id)
+    path = Layout(out).table(table, slide_id)
     content = path.read_bytes()
     try:
         return _parsed(content)
     except pa.ArrowException as error:
-        raise ValueError(f"{str(path)!r} holds no table of {kind}: {error}") from error
+        raise ValueError(f"{str(path)!r} holds no table of {table}: {error}") from error
 
 
 def _parsed(content: bytes, columns: list[str] | None = None) -> pa.Table:
@@ -284,4 +244,4 @@ def read_slide_row(out: UPath, slide_id: str) -> SlideRow:
         parts = {"failed_fields": failed, "flags": tuple(row["flags"]), "seconds": Seconds(**row["seconds"])}
         return SlideRow(**row | parts, counted_at=counted_at.replace(tzinfo=UTC))
     except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"{str(table_path(out, 'slides', slide_id))!r} holds no row of slides: {error}") from error
+        raise ValueError(f"{str(Layout(out).table('slides', slide_id))!r} holds no row of slides: {error}") from error

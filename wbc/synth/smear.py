@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -11,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from upath import UPath
 
 from wbc.cells.geometry import RED_CELL_UM
 from wbc.datasets.coco import coco_truth
 from wbc.datasets.labels import LabelledPicture
+from wbc.storage.atomic import write_whole
 from wbc.synth.cells import DrawnCell, draw_platelet, draw_red_cell, draw_white_cell
 from wbc.synth.kinds import RECIPES
 
@@ -217,19 +218,9 @@ def render_slides(out: Path, slides: int, fields: int, seed: int, settings: Smea
             path = folder / f"field-{number:02d}.jpg"
             jpeg = BytesIO()
             Image.fromarray(pixels).save(jpeg, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-            _write(path, jpeg.getvalue())
+            write_whole(UPath(path), jpeg.getvalue())
             name = f"{folder.name}/{path.name}"
             pictures.append((name, settings.width_px, settings.height_px, LabelledPicture(path, boxes, labels)))
     truth = out / "truth_coco.json"
-    _write(truth, json.dumps(coco_truth(pictures, ["rbc", "platelet", *RECIPES])).encode())
+    write_whole(UPath(truth), json.dumps(coco_truth(pictures, ["rbc", "platelet", *RECIPES])).encode())
     return truth
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it to `path`; a failure leaves nothing behind."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -1,10 +1,10 @@
 """One training loop for every recipe: steps, schedule, averaged weights, checkpoints that resume exactly."""
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
+from upath import UPath
+
+from wbc.storage.atomic import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -112,10 +115,9 @@ def _restore(checkpoint: Path, parts: Mapping[str, Any], device: torch.device) -
 
 def _save(checkpoint: Path, parts: Mapping[str, Any], step: int) -> None:
     """The whole state or none of it, whenever the process is stopped."""
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    temporary = checkpoint.with_suffix(".tmp")
-    torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step}, temporary)
-    os.replace(temporary, checkpoint)
+    content = BytesIO()
+    torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step}, content)
+    write_whole(UPath(checkpoint), content.getvalue())
 
 
 def _groups(trained: dict[str, nn.Parameter], settings: LoopSettings) -> list[dict[str, Any]]:

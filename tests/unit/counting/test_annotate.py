@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from upath import UPath
 
-from wbc.counting.annotate import COLOURS, annotate_field, annotate_slide, annotated_path
+from wbc.counting.annotate import COLOURS, annotate_field, annotate_slide
 from wbc.differential import differential_of
 from wbc.storage import tables
 from wbc.storage.images import read_field
+from wbc.storage.layout import Layout
 from wbc.storage.tables import FailedField, Seconds, SlideRow, cells_table
 from wbc.taxonomy import load_taxonomy
 from wbc.types import FieldError, Slide
@@ -170,7 +171,7 @@ def test_every_counted_field_of_a_slide_is_drawn(folder: UPath) -> None:
     assert found == {"a.jpg.png.jpg", "a.png.jpg", "größe 1.png.jpg", "none.png.jpg"}
     for name in names:
         if name != "broken.png":
-            pixels = drawn(annotated_path(out, slide.slide_id, name))
+            pixels = drawn(Layout(out).drawing(slide.slide_id, name))
             assert near(pixels[100:180, 100], COLOURS["eosinophil"]).mean() > 0.9
 
 
@@ -188,7 +189,7 @@ def test_a_field_that_is_gone_is_named_and_the_others_are_drawn(folder: UPath) -
     slide.field_paths[0].unlink()
     with ThreadPoolExecutor(1) as executor, pytest.raises(FieldError, match=r"a\.png"):
         annotate_slide(out, slide, executor)
-    assert annotated_path(out, slide.slide_id, "b.png").exists()
+    assert Layout(out).drawing(slide.slide_id, "b.png").exists()
 
 
 def test_a_slide_that_was_not_counted_cannot_be_drawn(folder: UPath) -> None:

@@ -7,8 +7,9 @@ from datetime import datetime
 import pytest
 from upath import UPath
 
-from wbc.counting.report import counted_slides, outcome_json, read_report, report_json
+from wbc.counting.report import outcome_json, read_report, report_json
 from wbc.counting.slide import SlideOutcome
+from wbc.storage.layout import Layout
 from wbc.storage.tables import FailedField
 from wbc.taxonomy import load_taxonomy
 
@@ -35,11 +36,11 @@ def test_json_of_a_failed_slide_says_why_and_has_no_numbers() -> None:
 
 
 def test_only_committed_slides_are_listed(commit: Commit) -> None:
-    assert counted_slides(UPath("memory://there/is/none")) == []
+    assert Layout(UPath("memory://there/is/none")).slide_ids() == []
     out = commit("b", {})
     commit("a", {})
     (out / "slides" / ".c.parquet.0.tmp").write_bytes(b"half")
-    assert counted_slides(out) == ["a", "b"]
+    assert Layout(out).slide_ids() == ["a", "b"]
 
 
 def test_a_broken_or_missing_count_is_named(commit: Commit) -> None:

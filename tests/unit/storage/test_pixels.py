@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from upath import UPath
 from zarr.core.metadata import ArrayV3Metadata
 
-from wbc.storage.pixels import create_group, read_pixels, remove_group, stored_size, write_pixels
+from wbc.storage.pixels import create_group, read_pixels, stored_size, write_pixels
 from wbc.types import FieldKey, Slide
 
 SLIDE = Slide("s1", tuple(UPath(f"/slides/s1/{name}") for name in ("a.png", "b c.png", "é.jpg")))
@@ -58,14 +58,6 @@ def test_a_new_group_has_nothing_of_the_old_one(group: UPath) -> None:
         read_pixels(group, FieldKey("s1", 0))
     with pytest.raises(FileNotFoundError):
         stored_size(group, FieldKey("s1", 0))
-
-
-def test_removed_is_gone_and_removing_nothing_is_no_error(group: UPath) -> None:
-    create_group(group, SLIDE)
-    write_pixels(group, FieldKey("s1", 0), noise(40, 40))
-    remove_group(group)
-    assert not group.exists()
-    remove_group(group)
 
 
 def test_plain_zarr_reads_the_group_and_learns_which_field_is_which(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from upath import UPath
 
 from wbc.storage.images import MAX_FIELD_PX, decode_field, digest, field_content, read_field, um_per_px_of
-from wbc.storage.slides import discover, safe_name
+from wbc.storage.names import safe_name
+from wbc.storage.slides import discover
 from wbc.storage.stamps import stamp
 from wbc.types import FieldError
 

@@ -1,7 +1,7 @@
 """Files that stand whole or not at all, on any file system: written under a temporary name, then renamed."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from uuid import uuid4
 
@@ -11,6 +11,35 @@ from upath import UPath
 def local_path(path: UPath) -> str | None:
     """`path` as the operating system knows it; None where it is on no local file system."""
     return path.path if path.protocol in ("", "file", "local") else None
+
+
+@contextmanager
+def staged(contents: Mapping[UPath, bytes], *, durable: bool) -> Iterator[None]:
+    """Write files under temporary names; when the block is done they take their places, in the order given.
+
+    Where writing or the block fails, nothing takes its place and nothing stays. Where `durable`, the files, and the
+    renamings in their order, are on a local disk by the end. Raises OSError, naming the file.
+    """
+    temporaries: dict[UPath, UPath] = {}
+    try:
+        for path, content in contents.items():
+            with naming(path, "cannot be written"):
+                temporaries[path] = write_temporary(path, content, durable=durable)
+        yield
+        for path in contents:
+            publish(temporaries[path], path)
+            del temporaries[path]
+    finally:
+        for temporary in temporaries.values():
+            _discard(temporary)
+    if durable and contents:
+        _sync_folder(path.parent)
+
+
+def write_whole(path: UPath, content: bytes) -> None:
+    """Write or replace one file as `staged` does, not safe from a power cut."""
+    with staged({path: content}, durable=False):
+        pass
 
 
 def write_temporary(path: UPath, content: bytes, *, durable: bool) -> UPath:
@@ -44,16 +73,6 @@ def publish(temporary: UPath, path: UPath) -> None:
         path.fs.mv(temporary.path, path.path)
 
 
-def write_whole(path: UPath, content: bytes) -> None:
-    """Write or replace a file, whole or not at all, but for a power cut. Raises OSError, and leaves nothing new."""
-    temporary = write_temporary(path, content, durable=False)
-    try:
-        publish(temporary, path)
-    except BaseException:
-        _discard(temporary)
-        raise
-
-
 def remove_temporaries(folder: UPath) -> None:
     """Remove what a killed process left half-written in `folder` and below; nothing where there is no such folder."""
     if (local := local_path(folder)) is not None:
@@ -67,6 +86,12 @@ def remove_temporaries(folder: UPath) -> None:
         if _is_temporary(path.rsplit("/", 1)[-1]):
             with suppress(FileNotFoundError):
                 folder.fs.rm_file(path)
+
+
+def remove_folder(folder: UPath) -> None:
+    """Delete a folder with all that is in it, if it is there."""
+    if folder.exists():
+        folder.fs.rm(folder.path, recursive=True)
 
 
 @contextmanager
@@ -88,3 +113,13 @@ def _is_temporary(name: str) -> bool:
 def _discard(temporary: UPath) -> None:
     with suppress(OSError):
         temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: UPath) -> None:
+    """Wait until a local folder's renamings are on the disk; a journal keeps the order of those before the last."""
+    if (local := local_path(folder)) is not None:
+        descriptor = os.open(local, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 from upath import UPath
 
-from wbc.storage.results import check_apart, check_writable, remove_temporaries
+from wbc.storage.layout import Layout
 
 # OUT as seen from SLIDES.
 AMONG = (".", "out", "night 2/out", "annotated")
@@ -33,27 +33,27 @@ def seen_from(slides: UPath, place: str) -> UPath:
 def test_an_out_among_the_slides_is_refused(slides: UPath, place: str) -> None:
     out = seen_from(slides, place)
     with pytest.raises(ValueError, match=r"lies in SLIDES.*would count its results") as refused:
-        check_apart(slides, out)
+        Layout(out).check_apart(slides)
     assert str(out) in str(refused.value)
     assert str(slides) in str(refused.value)
 
 
 @pytest.mark.parametrize("place", APART)
 def test_an_out_elsewhere_is_accepted(slides: UPath, place: str) -> None:
-    check_apart(slides, seen_from(slides, place))
+    Layout(seen_from(slides, place)).check_apart(slides)
 
 
 def test_slides_below_out_are_accepted_where_no_results_go(slides: UPath) -> None:
-    check_apart(slides.parent / "scans", slides.parent)
+    Layout(slides.parent).check_apart(slides.parent / "scans")
     with pytest.raises(ValueError, match="lies where the results"):
-        check_apart(slides, slides.parent)
+        Layout(slides.parent).check_apart(slides)
     with pytest.raises(ValueError, match="lies where the results"):
-        check_apart(slides.parent / "annotated" / "s1", slides.parent)
+        Layout(slides.parent).check_apart(slides.parent / "annotated" / "s1")
 
 
 def test_the_same_path_on_another_file_system_is_another_place() -> None:
-    check_apart(UPath("/lab/slides"), UPath("memory://lab/slides/out"))
-    check_apart(UPath("memory://lab/slides"), UPath("/lab/slides/out"))
+    Layout(UPath("memory://lab/slides/out")).check_apart(UPath("/lab/slides"))
+    Layout(UPath("/lab/slides/out")).check_apart(UPath("memory://lab/slides"))
 
 
 def test_a_local_folder_is_known_by_every_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,22 +62,22 @@ def test_a_local_folder_is_known_by_every_name(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     for out in ("link/out", "slides/../slides", "./slides/", f"file://{tmp_path}/slides/out"):
         with pytest.raises(ValueError, match="lies in SLIDES"):
-            check_apart(UPath("slides"), UPath(out))
+            Layout(UPath(out)).check_apart(UPath("slides"))
     (tmp_path / "slides" / "out").symlink_to(tmp_path)
-    check_apart(UPath("slides"), UPath("slides/out/results"))
+    Layout(UPath("slides/out/results")).check_apart(UPath("slides"))
 
 
 def test_out_is_made_and_left_clean(out: UPath) -> None:
-    check_writable(out)
+    Layout(out).check_writable()
     assert out.is_dir()
     assert not [path for path in out.rglob("*") if path.is_file()]
-    check_writable(out)
+    Layout(out).check_writable()
 
 
 def test_out_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OSError, match=r"results cannot be written here: Not a directory.*/file/out/cells"):
-        check_writable(UPath(tmp_path / "file" / "out"))
+        Layout(UPath(tmp_path / "file" / "out")).check_writable()
 
 
 def test_out_without_leave_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_out_without_leave_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
         monkeypatch.setattr(os, "mkdir", refuse)
     with pytest.raises(PermissionError, match=r"results cannot be written here: Permission denied.*out/cells"):
-        check_writable(out)
+        Layout(out).check_writable()
 
 
 def test_temporaries_are_swept_wherever_a_count_writes_and_a_users_files_stay(out: UPath) -> None:
@@ -101,5 +101,5 @@ def test_temporaries_are_swept_wherever_a_count_writes_and_a_users_files_stay(ou
     for path in mine | half:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
-    remove_temporaries(out)
+    Layout(out).sweep()
     assert {path.path for path in out.rglob("*") if path.is_file()} == {path.path for path in mine}

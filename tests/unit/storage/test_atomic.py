@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from upath import UPath
 
-from wbc.storage.files import remove_temporaries, write_temporary, write_whole
+from wbc.storage.atomic import remove_folder, remove_temporaries, staged, write_temporary, write_whole
 
 
 def names(folder: UPath) -> set[str]:
@@ -54,6 +54,25 @@ def test_what_is_half_written_is_swept_at_any_depth_and_nothing_else(out: UPath)
     assert left.exists()
     remove_temporaries(out)
     assert names(out) == kept
+
+
+def test_a_removed_folder_is_gone_and_removing_nothing_is_no_error(out: UPath) -> None:
+    write_whole(out / "deep" / "a.txt", b"x")
+    for _ in range(2):
+        remove_folder(out)
+        assert not out.exists()
+
+
+def test_files_that_are_staged_take_their_places_together_or_not_at_all(out: UPath) -> None:
+    write_whole(out / "a.txt", b"old")
+    new = {out / "a.txt": b"new", out / "b.txt": b"new"}
+    with pytest.raises(RuntimeError, match="between"), staged(new, durable=True):
+        raise RuntimeError("between writing and renaming")
+    assert names(out) == {"a.txt"}
+    with staged(new, durable=True):
+        assert (out / "a.txt").read_bytes() == b"old"
+    assert [path.read_bytes() for path in new] == [b"new", b"new"]
+    assert names(out) == {"a.txt", "b.txt"}
 
 
 def test_sweeping_a_folder_that_does_not_exist(out: UPath) -> None:

@@ -1,0 +1,110 @@
+"""OUT, the folder that a count's results go to: every path in it, whether it can take them, and what a killed run left.
+
+```
+OUT/cells, differentials, slides    the tables, a file a slide
+OUT/history/<count_id>/…            the tables of a count that another has replaced
+OUT/annotated/<slide_id>/           drawings of the fields
+OUT/pixels/<slide_id>.zarr          pixels that were to be kept
+OUT/.wbc/                           what the program keeps for itself: stamps of fields, pixels of a run
+```
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from upath import UPath
+
+from wbc.storage import atomic
+from wbc.storage.names import safe_name
+
+TableName = Literal["cells", "differentials", "slides"]
+
+TABLES: tuple[TableName, ...] = ("cells", "differentials", "slides")
+_STATE = ".wbc"
+_ALWAYS_MADE = (*TABLES, _STATE)
+_FOLDERS = (*_ALWAYS_MADE, "history", "annotated")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths in OUT. Methods that take a `slide_id` raise ValueError for one that is no safe file name."""
+
+    out: UPath
+
+    def table(self, table: TableName, slide_id: str) -> UPath:
+        """A slide's file of one table."""
+        return self.out / table / f"{_checked(slide_id)}.parquet"
+
+    def history(self, count_id: str) -> "Layout":
+        """Where the tables of a count go that another replaces."""
+        return Layout(self.out / "history" / count_id)
+
+    def drawing(self, slide_id: str, field: str) -> UPath:
+        """The drawing of a field, `field` as in `cells`, made safe.
+
+        The whole file name is kept, as a slide may hold `a.jpg` beside `a.png`.
+        """
+        return self.out / "annotated" / _checked(slide_id) / f"{safe_name(field)}.jpg"
+
+    def stamps(self, slide_id: str) -> UPath:
+        """What is known of the files of a slide."""
+        return self.out / _STATE / f"{_checked(slide_id)}.json"
+
+    def pixels(self, slide_id: str, *, keep: bool) -> UPath:
+        """The Zarr group of a slide's pixels while it is counted, among the leftovers of a killed run unless kept."""
+        return (self.out if keep else self.out / _STATE) / "pixels" / f"{_checked(slide_id)}.zarr"
+
+    def slide_ids(self) -> list[str]:
+        """The slides that have a row in `slides`, sorted; none where there is no such folder."""
+        folder = self.out / "slides"
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        shown = [name for name in names if name.endswith(".parquet") and name[0] not in "._"]
+        return sorted(name.removesuffix(".parquet") for name in shown)
+
+    def check_apart(self, slides: UPath) -> None:
+        """Raises ValueError where the slides and the results in OUT would lie among each other.
+
+        In SLIDES and below it, drawings and pixels would be counted as slides by the next run; slides in a folder that
+        tables go to would keep readers of that folder from reading it.
+        """
+        if _holds(slides, self.out):
+            raise ValueError(
+                f"OUT {str(self.out)!r} lies in SLIDES {str(slides)!r}: the next run would count its results"
+            )
+        if any(_holds(self.out / name, slides) for name in _FOLDERS):
+            raise ValueError(f"SLIDES {str(slides)!r} lies where the results in OUT {str(self.out)!r} go")
+
+    def check_writable(self) -> None:
+        """Make OUT and what every count writes to, a byte into each. Raises OSError, naming what cannot be written."""
+        for name in _ALWAYS_MADE:
+            with atomic.naming(self.out / name, "results cannot be written here"):
+                atomic.write_temporary(self.out / name / "probe", b"\0", durable=False).unlink()
+
+    def sweep(self) -> None:
+        """Remove what a killed run left: pixels that were not to be kept, and files half-written."""
+        atomic.remove_folder(self.out / _STATE / "pixels")
+        for name in _FOLDERS:
+            atomic.remove_temporaries(self.out / name)
+
+
+def is_out(names: Iterable[str]) -> bool:
+    """Whether a folder that holds these names is an OUT."""
+    return _STATE in names
+
+
+def _checked(slide_id: str) -> str:
+    # Parquet readers pass over files whose names begin so.
+    if not slide_id or "/" in slide_id or slide_id[0] in "._":
+        raise ValueError(f"slide_id {slide_id!r} is no safe file name")
+    return slide_id
+
+
+def _holds(folder: UPath, path: UPath) -> bool:
+    """Whether `path` is `folder` or lies below it, by whatever links a local one is reached."""
+    local, other = atomic.local_path(folder), atomic.local_path(path)
+    if local is not None and other is not None:
+        return Path(os.path.realpath(other)).is_relative_to(os.path.realpath(local))
+    return folder.fs == path.fs and PurePosixPath(path.path).is_relative_to(folder.path)
