@@ -3,12 +3,13 @@
 import math
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from upath import UPath
 
+T = TypeVar("T")
 ScaleFrom = Literal["given", "metadata", "red_cells"]
 
 
@@ -73,8 +74,12 @@ class ChunkKey:
 
     def cut(self, size: int) -> "list[ChunkKey]":
         """The chunk in parts of at most `size` fields, in order."""
-        starts = range(0, len(self.indices), size)
-        return [ChunkKey(self.slide_id, self.indices[i : i + size]) for i in starts]
+        return [ChunkKey(self.slide_id, part) for part in cut(self.indices, size)]
+
+
+def cut(items: tuple[T, ...], size: int) -> list[tuple[T, ...]]:
+    """The items in parts of at most `size`, in order."""
+    return [items[i : i + size] for i in range(0, len(items), size)]
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -5,22 +5,40 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from upath import UPath
 
+from wbc.storage.pixels import StoredPixels
 from wbc.storage.stamps import FieldStamp
 from wbc.storage.tables import FailedField
-from wbc.types import ScaleFrom, Slide
+from wbc.types import FieldKey, ScaleFrom, Slide
 
 
 @dataclass(frozen=True, slots=True)
 class IngestedField:
-    """What reading a field told: its stamp and digest ("" where it could not be read), scale, or why it failed."""
+    """What one read of a field's file told: its stamp and digest ("" where it could not be read), pixels and scale.
 
+    A field that failed has a `failure`, the reason, and no `pixels`.
+    """
+
+    path: UPath
     stamp: FieldStamp
+    sha256: str = ""
+    pixels: StoredPixels | None = None
+    um_per_px: float | None = None
+    failure: str | None = None
+    decode_seconds: float = 0.0
+    store_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyField:
+    """A field to count: its address, its file and that file's digest, the pixels stored of it, and its scale."""
+
+    key: FieldKey
+    path: UPath
     sha256: str
+    pixels: StoredPixels
     um_per_px: float | None
-    failure: str | None
-    decode_seconds: float
-    store_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,30 +47,35 @@ class Ingested:
 
     slide: Slide
     fields: tuple[IngestedField, ...]
-    count_id: str
     done: bool
     seconds: float
 
     @property
     def readable(self) -> tuple[int, ...]:
         """Indices of the fields whose pixels are stored."""
-        return tuple(i for i, field in enumerate(self.fields) if field.failure is None)
+        return tuple(i for i, field in enumerate(self.fields) if field.pixels is not None)
 
-    @property
-    def failed(self) -> tuple[FailedField, ...]:
-        """The fields that could not be read."""
-        return tuple(FailedField(f.stamp.name, f.failure) for f in self.fields if f.failure is not None)
+    def ready(self, index: int, um_per_px: float | None = None) -> ReadyField:
+        """A field to count at `um_per_px`. Raises ValueError for one that could not be read."""
+        field = self.fields[index]
+        if field.pixels is None:
+            raise ValueError(f"{field.path.name} could not be read: {field.failure}")
+        return ReadyField(FieldKey(self.slide.slide_id, index), field.path, field.sha256, field.pixels, um_per_px)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CountedChunk:
-    """Cells of some fields, row by row: field index (N,), box (N,4) in field px, cell type, both scores (N,)."""
+    """Cells of some fields, row by row: field index (N,), box (N,4) in field px, cell type, both scores (N,).
+
+    `failures` are pairs of a field's index and why it could not be counted.
+    """
 
     fields: NDArray[np.int64]
     boxes: NDArray[np.float32]
     cell_types: tuple[str, ...]
     scores: NDArray[np.float32]
     type_scores: NDArray[np.float32]
+    failures: tuple[tuple[int, str], ...] = ()
     detect_seconds: float = 0.0
     classify_seconds: float = 0.0
 
@@ -66,9 +89,13 @@ class CountedChunk:
         return CountedChunk(np.zeros(0, np.int64), np.zeros((0, 4), np.float32), (), none, none)
 
     @staticmethod
-    def seconds(detect: float, classify: float) -> "CountedChunk":
-        """No cells, and the time that it took to find them."""
-        return replace(CountedChunk.empty(), detect_seconds=detect, classify_seconds=classify)
+    def without_cells(
+        failures: tuple[tuple[int, str], ...] = (), detect_seconds: float = 0.0, classify_seconds: float = 0.0
+    ) -> "CountedChunk":
+        """What there is to say beside the cells."""
+        return replace(
+            CountedChunk.empty(), failures=failures, detect_seconds=detect_seconds, classify_seconds=classify_seconds
+        )
 
     @staticmethod
     def concatenate(parts: "list[CountedChunk]") -> "CountedChunk":
@@ -80,6 +107,7 @@ class CountedChunk:
             tuple(cell_type for c in whole for cell_type in c.cell_types),
             np.concatenate([c.scores for c in whole]),
             np.concatenate([c.type_scores for c in whole]),
+            tuple(failure for c in whole for failure in c.failures),
             sum(c.detect_seconds for c in whole),
             sum(c.classify_seconds for c in whole),
         )
@@ -101,6 +129,24 @@ class CountedSlide:
     scale: Scale
     cells: CountedChunk
     began: float
+
+    @property
+    def failures(self) -> dict[int, str]:
+        """Why fields failed, by their index, in their order: when they were read, or since."""
+        read = {i: f.failure for i, f in enumerate(self.ingested.fields) if f.failure is not None}
+        return dict(sorted((read | dict(self.cells.failures)).items()))
+
+    @property
+    def failed_fields(self) -> tuple[FailedField, ...]:
+        """The fields that failed, by name."""
+        names = [path.name for path in self.ingested.slide.field_paths]
+        return tuple(FailedField(names[i], reason) for i, reason in self.failures.items())
+
+    @property
+    def fields(self) -> tuple[IngestedField, ...]:
+        """The fields as ingested; those that failed since have no digest, as what is counted is not what they hold."""
+        lost = dict(self.cells.failures)
+        return tuple(replace(f, sha256="") if i in lost else f for i, f in enumerate(self.ingested.fields))
 
 
 @dataclass(frozen=True, slots=True)

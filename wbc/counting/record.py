@@ -6,7 +6,7 @@ from typing import Any
 
 from wbc import __version__
 from wbc.counting.handover import CountedChunk, CountedSlide, IngestedField, SlideFailure
-from wbc.counting.job import Job
+from wbc.counting.job import Job, count_id
 from wbc.differential import differential_of
 from wbc.models.registry import ModelRef
 from wbc.storage import tables
@@ -17,21 +17,21 @@ from wbc.types import Differential, Slide
 
 def commit_count(counted: CountedSlide, job: Job) -> SlideRow:
     """Commit a slide's cells and what follows from them, and keep the stamps of its fields."""
-    ingested, slide, began = counted.ingested, counted.ingested.slide, time.monotonic()
-    failed = ingested.failed if slide.field_paths else (FailedField("", "the folder holds no image"),)
+    slide, began = counted.ingested.slide, time.monotonic()
+    failed = counted.failed_fields if slide.field_paths else (FailedField("", "the folder holds no image"),)
     result = differential_of(counted.cells.cell_types, job.taxonomy, len(failed))
     cells = _cells_table(slide, counted.cells)
     row = _row(
         slide,
         job,
         result,
-        count_id=ingested.count_id,
+        count_id=count_id(slide, digests(counted.fields), job),
         failed_fields=failed,
         um_per_px=counted.scale.um_per_px,
         scale_from=counted.scale.source,
         seconds=_seconds(counted, began),
     )
-    keep_stamps(slide, ingested.fields, job)
+    keep_stamps(slide, counted.fields, job)
     tables.commit(job.out, cells, tables.differentials_table(slide.slide_id, result), row)
     return row
 
@@ -53,6 +53,11 @@ def keep_stamps(slide: Slide, fields: tuple[IngestedField, ...], job: Job) -> No
     """Keep what was learnt of the slide's files, which spares the next run opening them."""
     records = {f.stamp.name: FieldRecord(f.stamp.size, f.stamp.modified, f.sha256) for f in fields}
     write_stamps(job.out, slide, records)
+
+
+def digests(fields: tuple[IngestedField, ...]) -> dict[str, str]:
+    """The digests of a slide's fields by file name; "" of those that could not be read."""
+    return {f.stamp.name: f.sha256 for f in fields}
 
 
 def _row(slide: Slide, job: Job, result: Differential, flags: tuple[str, ...] = (), **columns: Any) -> SlideRow:

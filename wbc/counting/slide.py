@@ -4,6 +4,7 @@ Two stages: `ingest_slide` reads the fields into the slide's Zarr group, `count_
 fan chunks of fields out to the executor, which gets addresses and never pixels. `count_slide` is one after the other.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, wait
@@ -13,7 +14,7 @@ from upath import UPath
 
 from wbc.counting.handover import CountedChunk, CountedSlide, Ingested, Scale, SlideFailure, SlideOutcome
 from wbc.counting.job import CountSettings, Job, count_id
-from wbc.counting.record import commit_count, commit_failure, keep_stamps
+from wbc.counting.record import commit_count, commit_failure, digests, keep_stamps
 from wbc.counting.worker import count_chunk, ingest_chunk, look_for_scale
 from wbc.storage import tables
 from wbc.storage.atomic import remove_folder
@@ -36,6 +37,7 @@ __all__ = [
     "unchanged",
 ]
 
+logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]  # fields done, cells found
 
 
@@ -75,13 +77,12 @@ def ingest_slide(slide: Slide, job: Job, executor: Executor) -> Ingested:
     futures = [executor.submit(ingest_chunk, slide, key, group) for key in chunks(slide, job.settings.chunk_fields)]
     wait(futures)  # also where one failed: a retry must not meet the others' writing
     fields = tuple(f for future in futures for f in future.result())
-    own_id = count_id(slide, {f.stamp.name: f.sha256 for f in fields}, job)
+    own_id = count_id(slide, digests(fields), job)
     done = not job.force and tables.committed_count_id(job.out, slide.slide_id) == own_id
     if done:
-        if not job.keep_pixels:
-            remove_folder(group)
+        _clean_up(slide, job)
         keep_stamps(slide, fields, job)
-    return Ingested(slide, fields, own_id, done, time.monotonic() - began)
+    return Ingested(slide, fields, done, time.monotonic() - began)
 
 
 def count_ingested(ingested: Ingested, job: Job, executor: Executor, progress: Progress | None = None) -> SlideOutcome:
@@ -92,9 +93,18 @@ def count_ingested(ingested: Ingested, job: Job, executor: Executor, progress: P
     scale = _scale(ingested, job, executor)
     cells = _cells(ingested, scale, job, executor, progress)
     row = commit_count(CountedSlide(ingested, scale, cells, began), job)
-    if not job.keep_pixels:
-        remove_folder(job.pixels(slide.slide_id))
+    _clean_up(slide, job)
     return SlideOutcome(slide.slide_id, "counted", row.n_fields, row.n_cells, row.failed_fields, row.seconds.total)
+
+
+def _clean_up(slide: Slide, job: Job) -> None:
+    """Remove the slide's pixels unless they are kept; where that fails it is logged, and the next run sweeps them."""
+    if job.keep_pixels:
+        return
+    try:
+        remove_folder(job.pixels(slide.slide_id))
+    except OSError as error:
+        logger.warning("%s: its pixels stay until the next run: %s", slide.slide_id, error)
 
 
 def record_failure(slide: Slide, job: Job, reason: str) -> None:
@@ -106,15 +116,15 @@ def _cells(ingested: Ingested, scale: Scale, job: Job, executor: Executor, progr
     """The cells of all fields that could be read, in their order."""
     if not ingested.readable:
         return CountedChunk.empty()
-    group = job.pixels(ingested.slide.slide_id)
     keys = ChunkKey(ingested.slide.slide_id, ingested.readable).cut(job.settings.chunk_fields)
-    futures = [executor.submit(count_chunk, key, group, scale.um_per_px, job) for key in keys]
+    parts = [tuple(ingested.ready(i, scale.um_per_px) for i in key.indices) for key in keys]
+    futures = [executor.submit(count_chunk, part, job) for part in parts]
     counted = []
     try:
-        for key, future in zip(keys, futures, strict=True):
+        for part, future in zip(parts, futures, strict=True):
             counted.append(future.result())
             if progress:
-                progress(len(key.indices), len(counted[-1]))
+                progress(len(part), len(counted[-1]))
     finally:
         wait(futures)
     return CountedChunk.concatenate(counted)
@@ -130,6 +140,6 @@ def _scale(ingested: Ingested, job: Job, executor: Executor) -> Scale:
     if not readable:
         return Scale(None, None)
     spread = np.linspace(0, len(readable) - 1, min(job.settings.look_fields, len(readable))).round().astype(int)
-    key = ChunkKey(slide.slide_id, tuple(readable[i] for i in sorted(set(spread.tolist()))))
-    estimate = executor.submit(look_for_scale, key, job.pixels(slide.slide_id), job).result()
+    look = [ingested.ready(readable[i]) for i in sorted(set(spread.tolist()))]
+    estimate = executor.submit(look_for_scale, look, job).result()
     return Scale(estimate, None if estimate is None else "red_cells")

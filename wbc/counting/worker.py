@@ -3,28 +3,31 @@
 A worker gets addresses and never pixels; it loads a model once.
 """
 
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 from upath import UPath
 
 from wbc.cells.classify import classify, name_cells
-from wbc.cells.detect import TileSettings, detect
+from wbc.cells.detect import detect
 from wbc.cells.scale import estimate_um_per_px
-from wbc.counting.handover import CountedChunk, IngestedField
+from wbc.counting.handover import CountedChunk, IngestedField, ReadyField
 from wbc.counting.job import Job
 from wbc.models.registry import LoadedModel, load, resolve_device
 from wbc.storage.images import decode_field, digest, field_content, um_per_px_of
-from wbc.storage.pixels import read_pixels, stored_size, write_pixels
+from wbc.storage.pixels import PixelsLost, read_pixels, write_pixels
 from wbc.storage.stamps import FieldStamp, stamp
 from wbc.taxonomy import GENERIC, Taxonomy
-from wbc.types import ChunkKey, Detections, FieldError, FieldKey, Slide
+from wbc.types import ChunkKey, Detections, FieldError, FieldKey, Slide, cut
 
 Pixels = NDArray[np.uint8]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,15 @@ class Models:
     taxonomy: Taxonomy
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Fields of one size and scale with their pixels uint8 (H,W,3), and the indices of others that failed, with why."""
+
+    fields: list[ReadyField]
+    pixels: list[Pixels]
+    failures: tuple[tuple[int, str], ...]
+
+
 def ingest_chunk(slide: Slide, key: ChunkKey, group: UPath) -> list[IngestedField]:
     """On a worker: read a chunk's fields into the slide's Zarr group. A field that cannot be read says why."""
     return [_ingest_field(slide.field_paths[f.field], f, group) for f in key.fields()]
@@ -44,40 +56,46 @@ def ingest_chunk(slide: Slide, key: ChunkKey, group: UPath) -> list[IngestedFiel
 def _ingest_field(path: UPath, key: FieldKey, group: UPath) -> IngestedField:
     """One read of the file: digest, scale and pixels are of the same bytes, and the stamp is no younger than they."""
     began = time.monotonic()
-    taken, sha256 = FieldStamp(path.name, 0, ""), ""
+    field = IngestedField(path, FieldStamp(path.name, 0, ""))
     try:
-        taken = stamp(path)
+        field = replace(field, stamp=stamp(path))
         content = field_content(path)
-        sha256 = digest(content)
+        field = replace(field, sha256=digest(content))
         pixels, um_per_px = decode_field(path.name, content), um_per_px_of(content)
     except FieldError as error:
-        return IngestedField(taken, sha256, None, error.reason, time.monotonic() - began, 0.0)
-    decoded = time.monotonic()
-    write_pixels(group, key, pixels)
-    return IngestedField(taken, sha256, um_per_px, None, decoded - began, time.monotonic() - decoded)
+        return replace(field, failure=error.reason, decode_seconds=time.monotonic() - began)
+    field = replace(field, um_per_px=um_per_px, decode_seconds=time.monotonic() - began)
+    stored = write_pixels(group, key, pixels)
+    return replace(field, pixels=stored, store_seconds=time.monotonic() - began - field.decode_seconds)
 
 
-def look_for_scale(key: ChunkKey, group: UPath, job: Job) -> float | None:
-    """On a worker: the slide's scale from the red cells of a few fields; None where they show too few."""
-    return estimate_um_per_px(_read(key, group), load(job.detector, resolve_device(job.device)))
+def look_for_scale(fields: Sequence[ReadyField], job: Job) -> float | None:
+    """On a worker: the scale of fields that share one, from the red cells of a few; None where they show too few."""
+    batch = _read(fields, job)
+    return estimate_um_per_px(batch.pixels, load(job.detector, resolve_device(job.device)))
 
 
-def count_chunk(key: ChunkKey, group: UPath, um_per_px: float | None, job: Job) -> CountedChunk:
-    """On a worker: detect and name the cells of some stored fields, the next field read while this one is computed.
+def count_chunk(fields: tuple[ReadyField, ...], job: Job) -> CountedChunk:
+    """On a worker: detect and name the cells of stored fields, the next field read while this one is computed.
 
-    Where the scale is not known the field is taken to be at the detector's own.
+    Where the scale of a field is not known it is taken to be the detector's own. A field that cannot be counted says
+    why, and costs no other.
     """
     models = _models(job)
-    scale = um_per_px or models.detector.card.um_per_px
-    parts = []
-    for part, fields in _read_ahead(_passes(key, scale, models.detector, job.settings.tiles, group), group):
-        began = time.monotonic()
-        cells = detect(fields, models.detector, scale, job.settings.min_score, job.settings.tiles)
-        detected = time.monotonic()
-        for index, pixels, boxes in zip(part.indices, fields, cells, strict=True):
-            parts.append(_name(index, pixels, boxes, scale, models))
-        parts.append(CountedChunk.seconds(detected - began, time.monotonic() - detected))
-    return CountedChunk.concatenate(parts)
+    batches = _read_ahead(_passes(fields, models, job), job)
+    return CountedChunk.concatenate([_count(batch, models, job) for batch in batches])
+
+
+def _count(batch: Batch, models: Models, job: Job) -> CountedChunk:
+    if not batch.fields:
+        return CountedChunk.without_cells(batch.failures)
+    began = time.monotonic()
+    scale = batch.fields[0].um_per_px or models.detector.card.um_per_px
+    cells = detect(batch.pixels, models.detector, scale, job.settings.min_score, job.settings.tiles)
+    detected = time.monotonic()
+    named = [_name(*of_field, scale, models) for of_field in zip(batch.fields, batch.pixels, cells, strict=True)]
+    seconds = detected - began, time.monotonic() - detected
+    return CountedChunk.concatenate([*named, CountedChunk.without_cells(batch.failures, *seconds)])
 
 
 def _models(job: Job) -> Models:
@@ -86,38 +104,62 @@ def _models(job: Job) -> Models:
     return Models(load(job.detector, device), classifier, job.taxonomy)
 
 
-def _passes(key: ChunkKey, scale: float, detector: LoadedModel, tiles: TileSettings, group: UPath) -> list[ChunkKey]:
-    """Fields that go through the detector together: on a GPU as many as a batch holds, else one."""
-    if detector.device.type == "cpu":
-        return key.cut(1)
-    height, width = stored_size(group, key.fields()[0])
-    area = height * width * (scale / detector.card.um_per_px) ** 2
-    return key.cut(max(1, int(tiles.batch_px // area)))
+def _passes(fields: Sequence[ReadyField], models: Models, job: Job) -> list[tuple[ReadyField, ...]]:
+    """Fields of one size and scale that go through the detector together: on a GPU a batch full, else one."""
+    passes: list[tuple[ReadyField, ...]] = []
+    for (height, width, um_per_px), alike in groupby(fields, lambda f: (f.pixels.height, f.pixels.width, f.um_per_px)):
+        card = models.detector.card
+        area = height * width * ((um_per_px or card.um_per_px) / card.um_per_px) ** 2
+        most = 1 if models.detector.device.type == "cpu" else max(1, int(job.settings.tiles.batch_px // area))
+        passes += cut(tuple(alike), most)
+    return passes
 
 
-def _read_ahead(passes: list[ChunkKey], group: UPath) -> Iterator[tuple[ChunkKey, list[Pixels]]]:
+def _read_ahead(passes: list[tuple[ReadyField, ...]], job: Job) -> Iterator[Batch]:
     """Each pass with its fields' pixels; the next pass is read while the caller works on this one."""
     with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(_read, passes[0], group)
-        for this, following in zip(passes, [*passes[1:], None], strict=True):
-            fields = coming.result()
-            if following is not None:
-                coming = reader.submit(_read, following, group)
-            yield this, fields
+        coming = reader.submit(_read, passes[0], job)
+        for following in passes[1:]:
+            batch = coming.result()
+            coming = reader.submit(_read, following, job)
+            yield batch
+        yield coming.result()
 
 
-def _read(key: ChunkKey, group: UPath) -> list[Pixels]:
-    return [read_pixels(group, field) for field in key.fields()]
+def _read(fields: Sequence[ReadyField], job: Job) -> Batch:
+    good, pixels, failures = [], [], []
+    for field in fields:
+        try:
+            pixels.append(_pixels_of(field, job))
+            good.append(field)
+        except FieldError as error:
+            failures.append((field.key.field, error.reason))
+    return Batch(good, pixels, tuple(failures))
 
 
-def _name(index: int, pixels: Pixels, cells: Detections, um_per_px: float, models: Models) -> CountedChunk:
+def _pixels_of(field: ReadyField, job: Job) -> Pixels:
+    """The pixels that were stored; where they are lost, those of the file that they came from. Raises FieldError."""
+    try:
+        return read_pixels(job.pixels(field.key.slide_id), field.key, field.pixels)
+    except PixelsLost as lost:
+        logger.warning("%s: the file is read again: %s", field.path.name, lost)
+    content = field_content(field.path)
+    if digest(content) != field.sha256:
+        raise FieldError(field.path.name, "changed while it was counted")
+    return decode_field(field.path.name, content)
+
+
+def _name(field: ReadyField, pixels: Pixels, cells: Detections, um_per_px: float, models: Models) -> CountedChunk:
     """The cells of one field by the taxonomy's types, with the classifier's scores, NaN where it did not run."""
     names = np.array(models.detector.card.classes, object)[cells.labels - 1]
     scores = np.full(len(names), np.nan, np.float32)
     generic = np.flatnonzero(names == GENERIC)
     if models.classifier is not None and len(generic):
-        chances = classify(pixels, cells.boxes[generic], um_per_px, models.classifier)
+        try:
+            chances = classify(pixels, cells.boxes[generic], um_per_px, models.classifier)
+        except FloatingPointError as error:
+            return CountedChunk.without_cells(((field.key.field, str(error)),))
         card = models.classifier.card
         names[generic], scores[generic] = name_cells(chances, card.classes, models.taxonomy, card.threshold)
     types = tuple(models.taxonomy.resolve(name) for name in names)
-    return CountedChunk(np.full(len(cells), index), cells.boxes, types, cells.scores, scores)
+    return CountedChunk(np.full(len(cells), field.key.field), cells.boxes, types, cells.scores, scores)

@@ -1,5 +1,7 @@
 """One slide's pixels in one Zarr 3 group: an array a field, one shard each, chunks of tile size."""
 
+import hashlib
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,8 +28,24 @@ def create_group(group: UPath, slide: Slide) -> None:
     zarr.create_group(_store(group), attributes={"slide_id": slide.slide_id, "fields": names})
 
 
-def write_pixels(group: UPath, key: FieldKey, pixels: NDArray[np.uint8]) -> None:
-    """Write one field, uint8 (H,W,3), into the slide's group. Raises ValueError on another shape or dtype."""
+class PixelsLost(Exception):
+    """What is stored of a field is not what was written, or is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPixels:
+    """What was written of a field: its size in px, and a SHA-256 of the size and the pixels."""
+
+    height: int
+    width: int
+    sha256: str
+
+
+def write_pixels(group: UPath, key: FieldKey, pixels: NDArray[np.uint8]) -> StoredPixels:
+    """Write one field, uint8 (H,W,3), into the slide's group; what `read_pixels` then knows it by.
+
+    Raises ValueError on another shape or dtype.
+    """
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise ValueError(f"{key}: pixels are {pixels.dtype} {pixels.shape}, not uint8 (H,W,3)")
     side = CHUNK_PX
@@ -46,18 +64,29 @@ def write_pixels(group: UPath, key: FieldKey, pixels: NDArray[np.uint8]) -> None
         config={"write_empty_chunks": True},  # else every chunk is first compared with zeros: half the time of writing
     )
     array[:] = pixels
+    return _identify(pixels)
 
 
-def read_pixels(group: UPath, key: FieldKey) -> NDArray[np.uint8]:
-    """A field's pixels, uint8 (H,W,3). Raises FileNotFoundError where it was never written."""
-    array = zarr.open_array(_store(group), path=_name(key), mode="r")
-    return np.asarray(array[:], np.uint8)
+def read_pixels(group: UPath, key: FieldKey, stored: StoredPixels) -> NDArray[np.uint8]:
+    """A field's pixels, uint8 (H,W,3), the very ones that were written as `stored`. Raises PixelsLost.
+
+    Zarr itself reads a missing shard as zeros: a black field without a cell.
+    """
+    try:
+        array = zarr.open_array(_store(group), path=_name(key), mode="r")
+        pixels = np.asarray(array[:], np.uint8)
+    except Exception as error:  # every codec and every fsspec back end has its own
+        raise PixelsLost(f"{key}: {error}") from error
+    if _identify(pixels) != stored:
+        raise PixelsLost(f"{key}: not the pixels that were written")
+    return pixels
 
 
-def stored_size(group: UPath, key: FieldKey) -> tuple[int, int]:
-    """Height and width of a stored field. Raises FileNotFoundError where it was never written."""
-    height, width, _ = zarr.open_array(_store(group), path=_name(key), mode="r").shape
-    return height, width
+def _identify(pixels: NDArray[np.uint8]) -> StoredPixels:
+    height, width = pixels.shape[:2]
+    digest = hashlib.sha256(f"{height},{width}:".encode(), usedforsecurity=False)
+    digest.update(np.ascontiguousarray(pixels).data)
+    return StoredPixels(height, width, digest.hexdigest())
 
 
 def _name(key: FieldKey) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from upath import UPath
 from zarr.core.metadata import ArrayV3Metadata
 
-from wbc.storage.pixels import create_group, read_pixels, stored_size, write_pixels
+from wbc.storage.pixels import PixelsLost, create_group, read_pixels, write_pixels
 from wbc.types import FieldKey, Slide
 
 SLIDE = Slide("s1", tuple(UPath(f"/slides/s1/{name}") for name in ("a.png", "b c.png", "é.jpg")))
@@ -29,35 +29,51 @@ def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
 def test_a_field_comes_back_as_it_went_in(group: UPath, height: int, width: int) -> None:
     create_group(group, SLIDE)
     field = noise(height, width)
-    write_pixels(group, FieldKey("s1", 2), field)
-    assert np.array_equal(read_pixels(group, FieldKey("s1", 2)), field)
-    assert stored_size(group, FieldKey("s1", 2)) == (height, width)
+    stored = write_pixels(group, FieldKey("s1", 2), field)
+    assert (stored.height, stored.width) == (height, width)
+    assert np.array_equal(read_pixels(group, FieldKey("s1", 2), stored), field)
 
 
 def test_fields_of_different_sizes_written_at_once_do_not_meet(group: UPath) -> None:
     create_group(group, SLIDE)
     fields = [noise(50 + 300 * i, 900 - 200 * i, i) for i in range(3)]
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda i: write_pixels(group, FieldKey("s1", i), fields[i]), range(3)))
+        stored = list(pool.map(lambda i: write_pixels(group, FieldKey("s1", i), fields[i]), range(3)))
     for i, field in enumerate(fields):
-        assert np.array_equal(read_pixels(group, FieldKey("s1", i)), field)
+        assert np.array_equal(read_pixels(group, FieldKey("s1", i), stored[i]), field)
 
 
 def test_a_field_can_be_written_again_in_another_size(group: UPath) -> None:
     create_group(group, SLIDE)
-    for size in (700, 40):
-        write_pixels(group, FieldKey("s1", 0), noise(size, size))
-    assert np.array_equal(read_pixels(group, FieldKey("s1", 0)), noise(40, 40))
+    larger, smaller = (write_pixels(group, FieldKey("s1", 0), noise(size, size)) for size in (700, 40))
+    assert np.array_equal(read_pixels(group, FieldKey("s1", 0), smaller), noise(40, 40))
+    with pytest.raises(PixelsLost, match="not the pixels that were written"):
+        read_pixels(group, FieldKey("s1", 0), larger)
 
 
 def test_a_new_group_has_nothing_of_the_old_one(group: UPath) -> None:
     create_group(group, SLIDE)
-    write_pixels(group, FieldKey("s1", 0), noise(40, 40))
+    stored = write_pixels(group, FieldKey("s1", 0), noise(40, 40))
     create_group(group, SLIDE)
-    with pytest.raises(FileNotFoundError):
-        read_pixels(group, FieldKey("s1", 0))
-    with pytest.raises(FileNotFoundError):
-        stored_size(group, FieldKey("s1", 0))
+    with pytest.raises(PixelsLost):
+        read_pixels(group, FieldKey("s1", 0), stored)
+
+
+def test_a_shard_that_is_gone_is_no_black_field(group: UPath) -> None:
+    create_group(group, SLIDE)
+    stored = write_pixels(group, FieldKey("s1", 0), noise(40, 40))
+    (shard,) = (path for path in group.fs.find(group.path) if "/c." in path)
+    group.fs.rm_file(shard)
+    with pytest.raises(PixelsLost, match="not the pixels that were written"):
+        read_pixels(group, FieldKey("s1", 0), stored)
+
+
+def test_pixels_are_known_by_size_and_content(group: UPath) -> None:
+    create_group(group, SLIDE)
+    wide, tall = noise(40, 60), noise(40, 60).reshape(60, 40, 3)
+    first, second, again = (write_pixels(group, FieldKey("s1", 0), pixels) for pixels in (wide, tall, wide))
+    assert first == again
+    assert first.sha256 != second.sha256
 
 
 def test_plain_zarr_reads_the_group_and_learns_which_field_is_which(tmp_path: Path) -> None:
