@@ -13,7 +13,8 @@ from flows.cluster import ClusterSettings, open_cluster, read_settings
 from flows.listening import Listener, current_listener, listening
 from flows.schedule import MOST_SLIDES, count_all
 from flows.slide_table import slide_line
-from flows.stages import STAGES, Run, is_drawn
+from flows.stages import STAGES, Run
+from wbc.counting.annotate import is_drawn
 from wbc.counting.slide import CountSettings, Job, SlideOutcome, is_counted, unchanged
 from wbc.models import registry
 from wbc.models.cards import Task
@@ -136,7 +137,7 @@ def _model(reference: str, kind: Task, taxonomy: Taxonomy) -> ModelRef:
 def _standing(slide: Slide, job: Job, annotate: bool) -> SlideOutcome | None:
     """The outcome of a slide that needs nothing; opens no field."""
     try:
-        if is_counted(slide, job) and (not annotate or is_drawn(slide, job.out)):
+        if is_counted(slide, job) and (not annotate or is_drawn(job.out, slide)):
             return unchanged(slide, job.out)
     except (OSError, ValueError):  # tables that cannot be read are written again
         pass

@@ -8,15 +8,11 @@ from typing import Any
 from prefect import runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from upath import UPath
 
 from flows.cluster import Cluster, worth_retrying
 from flows.listening import Listener
 from wbc.counting.annotate import annotate_slide
 from wbc.counting.slide import Ingested, Job, SlideOutcome, count_ingested, ingest_slide
-from wbc.storage import tables
-from wbc.storage.layout import Layout
-from wbc.storage.tables import arrow_text
 from wbc.types import Slide
 
 STAGES = 3
@@ -72,12 +68,3 @@ def annotate(slide: Slide, run: Run) -> None:
     """Draw what was counted into the slide's fields. A field that has gone meanwhile is no reason to try again."""
     with _in_turn(run):
         annotate_slide(run.job.out, slide, run.cluster.reading)
-
-
-def is_drawn(slide: Slide, out: UPath) -> bool:
-    """Whether every field of a counted slide that could be counted was drawn since."""
-    row = tables.read_slide_row(out, slide.slide_id)
-    failed = {f.field for f in row.failed_fields}
-    names = [arrow_text(path.name) for path in slide.field_paths]
-    drawings = [Layout(out).drawing(slide.slide_id, name) for name in names if name not in failed]
-    return all(d.exists() and d.stat().st_mtime >= row.counted_at.timestamp() for d in drawings)

@@ -1,112 +1,107 @@
-"""What was counted, drawn into the fields: a box in its kind's colour round every cell, with its name and score."""
+"""Annotated fields: what was counted, drawn into a slide's fields, a JPEG a field."""
 
-import colorsys
 import io
-import zlib
+from collections.abc import Collection
 from concurrent.futures import Executor, wait
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from upath import UPath
 
+from wbc.counting.drawing import draw_cells
+from wbc.counting.report import SlideReport, read_report, report_taxonomy
 from wbc.storage.atomic import write_whole
 from wbc.storage.images import read_field
 from wbc.storage.layout import Layout
-from wbc.storage.tables import arrow_text, read_slide_row, read_table
+from wbc.storage.tables import SlideRow, arrow_text, read_slide_row, read_table
 from wbc.types import Slide
 
+Cells = Literal["white", "all"]
+
 JPEG_QUALITY = 88
-SMALLEST_TEXT_PX = 9
-# Told apart by eye on a pink and violet ground; the kinds that neighbour in maturity lie far apart.
-COLOURS = {
-    "rbc": (150, 40, 40),
-    "platelet": (120, 90, 0),
-    "segmented_neutrophil": (0, 110, 255),
-    "band_neutrophil": (0, 160, 160),
-    "neutrophil": (0, 80, 170),
-    "metamyelocyte": (60, 150, 0),
-    "myelocyte": (180, 120, 0),
-    "promyelocyte": (0, 100, 60),
-    "eosinophil": (230, 60, 0),
-    "basophil": (70, 0, 200),
-    "lymphocyte": (0, 130, 40),
-    "monocyte": (200, 0, 140),
-    "erythroblast": (210, 0, 40),
-    "unidentified": (20, 20, 20),
-}
+HEAD_BYTES = 1024
 
 
-def annotate_slide(out: UPath, slide: Slide, executor: Executor) -> None:
-    """Draw every counted field of a slide from its tables, one future a field.
+def annotate_slide(out: UPath, slide: Slide, executor: Executor, cells: Cells = "white") -> None:
+    """Draw every counted field of a slide from its tables, one future a field; other drawings of the slide go.
 
-    All fields are tried; then raises the first one's FieldError or OSError. Raises FileNotFoundError where the slide
-    has no committed count.
+    White (nucleated) cells are drawn with their names, the others in thin frames where `cells` is all. All fields are
+    tried; then raises the first one's FieldError or OSError. Raises FileNotFoundError where the slide has no count.
     """
-    failed = {f.field for f in read_slide_row(out, slide.slide_id).failed_fields}
-    cells = read_table(out, "cells", slide.slide_id)
+    report, table = read_report(out, slide.slide_id), read_table(out, "cells", slide.slide_id)
+    is_white, targets = _is_white(table, report), _targets(out, slide, report.row)
+    white, others = table.filter(is_white), table.filter(pc.and_(pc.invert(is_white), cells == "all"))
+    comment = _comment(report.row, cells)
     futures = []
     for path in slide.field_paths:
         field = arrow_text(path.name)
-        if field not in failed:
-            own, target = cells.filter(pc.equal(cells["field"], field)), Layout(out).drawing(slide.slide_id, field)
-            futures.append(executor.submit(annotate_field, path, own, target))
+        if field in targets:
+            own, others_own = (part.filter(pc.equal(part["field"], field)) for part in (white, others))
+            futures.append(executor.submit(annotate_field, path, targets[field], own, others_own, comment))
     wait(futures)
     for future in futures:
         future.result()
+    _remove_others(Layout(out).drawings_folder(slide.slide_id), targets.values())
 
 
-def annotate_field(path: UPath, cells: pa.Table, target: UPath) -> None:
-    """Write the field at `path` to the JPEG `target`, its `cells` (rows of the table, x0 … y1 in field px) drawn in.
+def annotate_field(path: UPath, target: UPath, white: pa.Table, others: pa.Table, comment: str) -> None:
+    """Write the field at `path` to the JPEG `target` with rows of `cells` drawn in, `comment` in the file's head.
 
-    The score is the classifier's where it ran, else the detector's. The file is there whole or not at all. Raises
-    FieldError where the field cannot be read, OSError where the drawing cannot be written.
+    The file is there whole or not at all. Raises FieldError where the field cannot be read, OSError where the drawing
+    cannot be written.
     """
     picture = Image.fromarray(read_field(path))
-    draw = ImageDraw.Draw(picture)
-    side_px = max(picture.size)
-    # Nucleated cells last, so that no red cell's box runs through their names.
-    for cell in sorted(cells.to_pylist(), key=lambda cell: cell["type_score"] is not None):
-        kind, score, is_named = cell["cell_type"], cell["score"], cell["type_score"] is not None
-        label = f"{kind} {cell['type_score'] if is_named else score:.2f}".replace("_", " ")
-        text_px = (side_px / 140, side_px / 110) if is_named else (SMALLEST_TEXT_PX, side_px / 180)
-        box = (cell["x0"], cell["y0"], cell["x1"], cell["y1"])
-        _draw_cell(draw, box, label, _colour(kind), max(2, round(side_px / 900)), text_px)
+    draw_cells(picture, white.to_pylist(), others.to_pylist())
     sink = io.BytesIO()
     # Full colour resolution: thin lines are what the drawing is for.
-    picture.save(sink, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    picture.save(sink, "JPEG", quality=JPEG_QUALITY, subsampling=0, comment=comment)
     write_whole(target, sink.getvalue())
 
 
-def _draw_cell(
-    draw: ImageDraw.ImageDraw,
-    box: tuple[float, float, float, float],
-    label: str,
-    colour: tuple[int, int, int],
-    line_px: int,
-    text_px: tuple[float, float],
-) -> None:
-    """A box, and its label on a ground of the same colour above it, or inside where the field ends.
-
-    The label is as wide as the box, as far as its size allows (`text_px`, from and to): those of crowded cells do not
-    run into each other then.
-    """
-    x0, y0, x1, y1 = box
-    draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=colour, width=line_px)
-    smallest, largest = (max(SMALLEST_TEXT_PX, size) for size in text_px)
-    fitting = largest * (x1 - x0) / draw.textlength(label, ImageFont.load_default(largest))
-    font = ImageFont.load_default(min(largest, max(smallest, fitting)))
-    left, top, right, bottom = draw.textbbox((0, 0), label, font)
-    width, height = right - left + 4, bottom - top + 4
-    x = max(0.0, min(x0, draw.im.size[0] - width))
-    y = y0 - height if y0 >= height else y0
-    draw.rectangle((x, y, x + width, y + height), fill=colour)
-    draw.text((x + 2 - left, y + 2 - top), label, "white", font)
+def is_drawn(out: UPath, slide: Slide, cells: Cells = "white") -> bool:
+    """Whether each counted field has a drawing of these cells of the count that stands. Opens drawings, no field."""
+    row = read_slide_row(out, slide.slide_id)
+    comment = _comment(row, cells).encode()
+    return all(comment in _head(target) for target in _targets(out, slide, row).values())
 
 
-def _colour(cell_type: str) -> tuple[int, int, int]:
-    """A kind's colour, the same in every run: a laboratory's own kinds get a hue of their name."""
-    if cell_type in COLOURS:
-        return COLOURS[cell_type]
-    r, g, b = colorsys.hsv_to_rgb(zlib.crc32(cell_type.encode()) % 360 / 360, 1.0, 0.7)
-    return round(255 * r), round(255 * g), round(255 * b)
+def _targets(out: UPath, slide: Slide, row: SlideRow) -> dict[str, UPath]:
+    """The drawings of the fields that were counted, by field."""
+    failed = {failed.field for failed in row.failed_fields}
+    paths = Layout(out).drawings(slide.slide_id, [arrow_text(path.name) for path in slide.field_paths])
+    return {field: path for field, path in paths.items() if field not in failed}
+
+
+def _is_white(table: pa.Table, report: SlideReport) -> pa.Array:
+    """Which rows of `cells` are nucleated cells, as far as the tables tell where the taxonomy is a laboratory's own."""
+    taxonomy = report_taxonomy(report)
+    if taxonomy:
+        nucleated = [cell_type.name for cell_type in taxonomy.cell_types if cell_type.nucleated]
+    else:
+        nucleated = [row.cell_type for row in report.cell_types if row.in_differential]
+    return pc.or_(pc.is_valid(table["type_score"]), pc.is_in(table["cell_type"].cast(pa.string()), pa.array(nucleated)))
+
+
+def _comment(row: SlideRow, cells: Cells) -> str:
+    """What a drawing shows: equal comments, equal drawings."""
+    return f"wbc: {cells} cells of count {row.count_id} of {row.counted_at.isoformat()}"
+
+
+def _head(drawing: UPath) -> bytes:
+    """The first bytes of a drawing, where its comment is; none where there is no drawing."""
+    try:
+        with drawing.open("rb") as file:
+            head: bytes = file.read(HEAD_BYTES)
+            return head
+    except FileNotFoundError:
+        return b""
+
+
+def _remove_others(folder: UPath, drawings: Collection[UPath]) -> None:
+    """Remove drawings of fields that are gone, or have another name now."""
+    names = {drawing.name for drawing in drawings}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.suffix == ".jpg" and path.name not in names:
+            path.unlink(missing_ok=True)

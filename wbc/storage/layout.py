@@ -10,6 +10,7 @@ OUT/.wbc/                           what the program keeps for itself: stamps of
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -42,12 +43,20 @@ class Layout:
         """Where the tables of a count go that another replaces."""
         return Layout(self.out / "history" / count_id)
 
-    def drawing(self, slide_id: str, field: str) -> UPath:
-        """The drawing of a field, `field` as in `cells`, made safe.
+    def drawings_folder(self, slide_id: str) -> UPath:
+        """Where the drawings of a slide's fields lie."""
+        return self.out / "annotated" / _checked(slide_id)
 
-        The whole file name is kept, as a slide may hold `a.jpg` beside `a.png`.
+    def drawings(self, slide_id: str, fields: Iterable[str]) -> dict[str, UPath]:
+        """The drawing of each of a slide's fields, all of which must be named, `fields` as in `cells`: `<stem>.jpg`.
+
+        Fields that would meet in one drawing, as `a.jpg` and `a.png`, keep their names: `a.jpg.jpg` and `a.png.jpg`.
         """
-        return self.out / "annotated" / _checked(slide_id) / f"{safe_name(field)}.jpg"
+        stems = {field: field.rpartition(".")[0] or field for field in fields}
+        # Some file systems take names that differ in case alone for one.
+        claims = Counter(name.casefold() for field, stem in stems.items() for name in {field, stem})
+        names = {field: stem if claims[stem.casefold()] == 1 else field for field, stem in stems.items()}
+        return {field: self.drawings_folder(slide_id) / f"{safe_name(name)}.jpg" for field, name in names.items()}
 
     def stamps(self, slide_id: str) -> UPath:
         """What is known of the files of a slide."""

@@ -1,28 +1,29 @@
-"""Drawings show each counted cell where it is, for every field that was counted, and leave nothing half-written."""
+"""Annotated fields: every counted field has one, under a name of its own, and none is left half-written."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 from upath import UPath
 
-from wbc.counting.annotate import COLOURS, annotate_field, annotate_slide
+from wbc.counting.annotate import Cells, annotate_slide, is_drawn
+from wbc.counting.drawing import COLOURS
 from wbc.differential import differential_of
 from wbc.storage import tables
 from wbc.storage.images import read_field
 from wbc.storage.layout import Layout
 from wbc.storage.tables import FailedField, Seconds, SlideRow, cells_table
-from wbc.taxonomy import load_taxonomy
+from wbc.taxonomy import Taxonomy, load_taxonomy
 from wbc.types import FieldError, Slide
 
 GROUND = (240, 220, 230)
+BOXES = {"eosinophil": (100, 100, 180, 180), "erythroblast": (300, 100, 380, 180), "rbc": (100, 300, 180, 380)}
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -36,104 +37,37 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[UPath]:
         root.fs.rm(root.path, recursive=True)
 
 
-def paint(path: UPath, width: int = 640, height: int = 480) -> UPath:
+def paint(path: UPath) -> UPath:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
-        Image.new("RGB", (width, height), GROUND).save(file, "PNG")
+        Image.new("RGB", (640, 480), GROUND).save(file, "PNG")
     return path
 
 
-def cells(*rows: tuple[str, tuple[float, float, float, float], float, float]) -> pa.Table:
-    """Rows of the table `cells` in field f.png: kind, box, detector's and classifier's score."""
-    boxes = np.array([box for _, box, _, _ in rows], np.float32).reshape(-1, 4)
-    scores, type_scores = (np.array([row[i] for row in rows], np.float32) for i in (2, 3))
-    return cells_table("s", ["f.png"] * len(rows), boxes, [r[0] for r in rows], scores, type_scores)
+def shows(drawing: UPath, cell_type: str) -> bool:
+    """Whether a drawing has a frame of a cell type's colour at the left edge of `BOXES` of that type."""
+    x0, y0, _, y1 = BOXES[cell_type]
+    edge = read_field(drawing).astype(np.int16)[y0:y1, x0]
+    # JPEG keeps a colour roughly.
+    return float((np.abs(edge - np.array(COLOURS[cell_type], np.int16)).max(-1) < 60).mean()) > 0.8
 
 
-def drawn(target: UPath) -> NDArray[np.int16]:
-    return read_field(target).astype(np.int16)
-
-
-def near(pixels: NDArray[np.int16], colour: tuple[int, int, int]) -> NDArray[np.bool_]:
-    """Which pixels have a colour, as far as JPEG keeps it."""
-    return np.abs(pixels - np.array(colour, np.int16)).max(-1) < 50
-
-
-def test_a_cell_is_framed_where_it_is_with_its_name_above(folder: UPath) -> None:
-    target = folder / "deep" / "f.jpg"
-    annotate_field(paint(folder / "f.png"), cells(("segmented_neutrophil", (100, 200, 260, 340), 0.9, 0.8)), target)
-    pixels, colour = drawn(target), COLOURS["segmented_neutrophil"]
-    assert pixels.shape == (480, 640, 3)
-    marked = near(pixels, colour)
-    assert marked[200:340, 100].mean() > 0.9
-    assert marked[200:340, 260].mean() > 0.9
-    assert marked[340, 100:260].mean() > 0.9
-    above = marked[180:200, 100:260]
-    assert above.mean() > 0.2, "no ground for the name"
-    assert near(pixels[180:200, 100:260], (255, 255, 255)).any(), "no name on it"
-    inside = near(pixels, GROUND)
-    assert inside[210:330, 110:250].all(), "the cell itself is painted over"
-    assert inside[400:].all(), "something is drawn far from the cell"
-
-
-def test_the_name_and_score_are_legible_at_the_usual_size(folder: UPath) -> None:
-    target = folder / "f.jpg"
-    box = (1000.0, 1000.0, 1160.0, 1160.0)
-    annotate_field(paint(folder / "f.png", 2560, 1920), cells(("lymphocyte", box, 0.9, 0.97)), target)
-    rows = near(drawn(target)[900:1000, 1000:1160], COLOURS["lymphocyte"]).mean(1) > 0.3
-    assert rows.sum() >= 14
-
-
-def test_kinds_differ_in_colour_and_every_kind_has_one(folder: UPath) -> None:
-    target = folder / "f.jpg"
-    boxes = [(50.0, 100.0, 150.0, 200.0), (250.0, 100.0, 350.0, 200.0), (450.0, 100.0, 550.0, 200.0)]
-    kinds = ["eosinophil", "lymphocyte", "hairy_cell"]
-    annotate_field(
-        paint(folder / "f.png"), cells(*((k, b, 0.9, 0.9) for k, b in zip(kinds, boxes, strict=True))), target
-    )
-    edges = [drawn(target)[150, int(box[0])] for box in boxes]
-    assert all(np.abs(e - np.array(GROUND)).max() > 60 for e in edges)
-    assert np.abs(edges[0] - edges[1]).max() > 60
-    assert np.abs(edges[1] - edges[2]).max() > 60
-
-
-@pytest.mark.parametrize("box", [(0, 0, 30, 30), (600, 450, 640, 480), (-5, -5, 700, 500), (10, 10, 10, 10)])
-def test_cells_at_the_edge_are_drawn_within_the_field(folder: UPath, box: tuple[float, ...]) -> None:
-    target = folder / "f.jpg"
-    x0, y0, x1, y1 = box
-    annotate_field(paint(folder / "f.png"), cells(("basophil", (x0, y0, x1, y1), 0.5, float("nan"))), target)
-    pixels = drawn(target)
-    assert pixels.shape == (480, 640, 3)
-    assert near(pixels, COLOURS["basophil"]).sum() > 100
-
-
-def test_a_field_without_cells_is_drawn_as_it_is(folder: UPath) -> None:
-    annotate_field(paint(folder / "f.png"), cells(), folder / "f.jpg")
-    assert near(drawn(folder / "f.jpg"), GROUND).all()
-
-
-def test_what_cannot_be_written_raises_and_leaves_nothing(tmp_path: Path) -> None:
-    field = paint(UPath(tmp_path / "f.png"))
-    target = UPath(tmp_path / "drawings" / "f.jpg")
-    (target / "in the way").mkdir(parents=True)
-    with pytest.raises(OSError, match=r"f\.jpg"):
-        annotate_field(field, cells(), target)
-    assert [path.name for path in target.parent.iterdir()] == ["f.jpg"]
-
-
-def counted(out: UPath, names: list[str], failed: tuple[str, ...], folder: UPath) -> Slide:
-    """A slide with one eosinophil in every field that did not fail, painted, counted and committed."""
+def counted(
+    out: UPath, names: list[str], failed: tuple[str, ...], folder: UPath, taxonomy: Taxonomy | None = None
+) -> Slide:
+    """A slide with the cells of `BOXES` in every field that did not fail, painted, counted and committed."""
     slide = Slide("slide-01", tuple(paint(folder / "slide-01" / name) for name in sorted(names)))
     good = [name for name in sorted(names) if name not in failed]
+    types, own = [*BOXES] * len(good), taxonomy or load_taxonomy("blood")
     table = cells_table(
         slide.slide_id,
-        good,
-        np.tile(np.array([100, 100, 180, 180], np.float32), (len(good), 1)),
-        ["eosinophil"] * len(good),
-        np.full(len(good), 0.9, np.float32),
-        np.full(len(good), 0.8, np.float32),
+        [name for name in good for _ in BOXES],
+        np.tile(np.array([*BOXES.values()], np.float32), (len(good), 1)),
+        types,
+        np.full(len(types), 0.9, np.float32),
+        np.array([0.8, np.nan, np.nan] * len(good), np.float32),
     )
-    result = differential_of(["eosinophil"] * len(good), load_taxonomy("blood"), len(failed))
+    result = differential_of(types, own, len(failed))
     row = SlideRow(
         slide_id=slide.slide_id,
         count_id="c0",
@@ -153,7 +87,7 @@ def counted(out: UPath, names: list[str], failed: tuple[str, ...], folder: UPath
         flags=result.flags,
         detector="d",
         classifier=None,
-        taxonomy="blood",
+        taxonomy=own.name,
         wbc_version="0",
         seconds=Seconds(),
     )
@@ -161,38 +95,90 @@ def counted(out: UPath, names: list[str], failed: tuple[str, ...], folder: UPath
     return slide
 
 
+def annotated(out: UPath, slide: Slide, cells: Cells = "white") -> dict[str, UPath]:
+    """A slide's drawings, made anew, by the names of its fields."""
+    with ThreadPoolExecutor(2) as executor:
+        annotate_slide(out, slide, executor, cells)
+    return Layout(out).drawings(slide.slide_id, [path.name for path in slide.field_paths])
+
+
 def test_every_counted_field_of_a_slide_is_drawn(folder: UPath) -> None:
     out = folder / "out"
-    names = ["a.jpg.png", "a.png", "größe 1.png", "broken.png", "none.png"]
-    slide = counted(out, names, ("broken.png",), folder)
-    with ThreadPoolExecutor(2) as executor:
-        annotate_slide(out, slide, executor)
-    found = {path.name for path in (out / "annotated" / slide.slide_id).iterdir()}
-    assert found == {"a.jpg.png.jpg", "a.png.jpg", "größe 1.png.jpg", "none.png.jpg"}
-    for name in names:
-        if name != "broken.png":
-            pixels = drawn(Layout(out).drawing(slide.slide_id, name))
-            assert near(pixels[100:180, 100], COLOURS["eosinophil"]).mean() > 0.9
+    slide = counted(out, ["a.jpg.png", "a.png", "größe 1.png", "broken.png", "none.png"], ("broken.png",), folder)
+    drawings = annotated(out, slide)
+    names = {path.name for path in (out / "annotated" / slide.slide_id).iterdir()}
+    assert names == {"a.jpg.jpg", "a.jpg", "größe 1.jpg", "none.jpg"}
+    for field, drawing in drawings.items():
+        assert field == "broken.png" or shows(drawing, "eosinophil")
+
+
+def test_white_cells_are_drawn_and_all_where_asked(folder: UPath) -> None:
+    slide = counted(folder / "out", ["a.png"], (), folder)
+    for cells, expected in (("white", ["eosinophil", "erythroblast"]), ("all", [*BOXES])):
+        drawing = annotated(folder / "out", slide, cells)["a.png"]
+        assert [cell_type for cell_type in BOXES if shows(drawing, cell_type)] == expected
+
+
+def test_white_cells_of_a_laboratorys_own_taxonomy_are_those_named_or_in_the_differential(folder: UPath) -> None:
+    own = replace(load_taxonomy("blood"), name="our_lab")
+    drawing = annotated(folder / "out", counted(folder / "out", ["a.png"], (), folder, own))["a.png"]
+    assert shows(drawing, "eosinophil")
+    assert not shows(drawing, "rbc")
+
+
+def test_a_drawing_stands_for_its_cells_of_its_count_alone(folder: UPath) -> None:
+    out = folder / "out"
+    slide = counted(out, ["a.png", "b.png", "bad.png"], ("bad.png",), folder)
+    assert not is_drawn(out, slide)
+    drawings = annotated(out, slide)
+    assert is_drawn(out, slide)
+    assert not is_drawn(out, slide, "all")
+    annotated(out, slide, "all")
+    assert is_drawn(out, slide, "all")
+    assert not is_drawn(out, slide)
+    annotated(out, slide)
+    drawings["a.png"].unlink()
+    assert not is_drawn(out, slide), "one is gone"
+    annotated(out, slide)
+    counted(out, ["a.png", "b.png", "bad.png"], ("bad.png",), folder)
+    assert not is_drawn(out, slide), "the slide was counted again"
+
+
+def test_drawings_of_fields_that_are_gone_go(folder: UPath) -> None:
+    out = folder / "out"
+    annotated(out, counted(out, ["a.jpg", "b.png"], (), folder))
+    (out / "annotated" / "slide-01" / "notes.txt").write_text("mine")
+    annotated(out, counted(out, ["a.jpg", "a.png"], (), folder))
+    names = {path.name for path in (out / "annotated" / "slide-01").iterdir()}
+    assert names == {"a.jpg.jpg", "a.png.jpg", "notes.txt"}
 
 
 def test_a_field_name_no_file_system_likes_has_a_drawing_below_its_slide(tmp_path: Path) -> None:
     out = UPath(tmp_path / "out")
-    slide = counted(out, ["a\nb.png", "x" * 240 + ".png"], (), UPath(tmp_path))
-    with ThreadPoolExecutor(1) as executor:
-        annotate_slide(out, slide, executor)
+    annotated(out, counted(out, ["a\nb.png", "x" * 240 + ".png"], (), UPath(tmp_path)))
     assert len(list((tmp_path / "out" / "annotated" / "slide-01").iterdir())) == 2
+
+
+def test_what_cannot_be_written_raises_and_leaves_nothing(tmp_path: Path) -> None:
+    out = UPath(tmp_path / "out")
+    slide = counted(out, ["f.png"], (), UPath(tmp_path))
+    target = Layout(out).drawings("slide-01", ["f.png"])["f.png"]
+    (target / "in the way").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"f\.jpg"):
+        annotated(out, slide)
+    assert [path.name for path in target.parent.iterdir()] == ["f.jpg"]
 
 
 def test_a_field_that_is_gone_is_named_and_the_others_are_drawn(folder: UPath) -> None:
     out = folder / "out"
     slide = counted(out, ["a.png", "b.png"], (), folder)
     slide.field_paths[0].unlink()
-    with ThreadPoolExecutor(1) as executor, pytest.raises(FieldError, match=r"a\.png"):
-        annotate_slide(out, slide, executor)
-    assert Layout(out).drawing(slide.slide_id, "b.png").exists()
+    with pytest.raises(FieldError, match=r"a\.png"):
+        annotated(out, slide)
+    assert Layout(out).drawings("slide-01", ["a.png", "b.png"])["b.png"].exists()
 
 
 def test_a_slide_that_was_not_counted_cannot_be_drawn(folder: UPath) -> None:
     slide = Slide("slide-01", (paint(folder / "slide-01" / "a.png"),))
-    with ThreadPoolExecutor(1) as executor, pytest.raises(FileNotFoundError):
-        annotate_slide(folder / "out", slide, executor)
+    with pytest.raises(FileNotFoundError):
+        annotated(folder / "out", slide)

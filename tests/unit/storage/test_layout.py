@@ -6,6 +6,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from upath import UPath
 
 from wbc.storage.layout import Layout
@@ -103,3 +105,29 @@ def test_temporaries_are_swept_wherever_a_count_writes_and_a_users_files_stay(ou
         path.write_bytes(b"")
     Layout(out).sweep()
     assert {path.path for path in out.rglob("*") if path.is_file()} == {path.path for path in mine}
+
+
+NAMES = st.lists(st.text("abAB.", min_size=1, max_size=6), max_size=6, unique=True)
+
+
+@given(NAMES)
+def test_no_two_fields_of_a_slide_meet_in_one_drawing(names: list[str]) -> None:
+    drawings = Layout(UPath("memory://out")).drawings("s1", names)
+    assert list(drawings) == names
+    assert len({path.name for path in drawings.values()}) == len(names)
+    assert {path.parent for path in drawings.values()} <= {UPath("memory://out/annotated/s1")}
+
+
+@pytest.mark.parametrize(
+    ("fields", "drawings"),
+    [
+        (["f1.jpg", "f2.png"], ["f1.jpg", "f2.jpg"]),
+        (["a.jpg", "a.png", "b.png"], ["a.jpg.jpg", "a.png.jpg", "b.jpg"]),
+        (["a.jpg", "A.png"], ["a.jpg.jpg", "A.png.jpg"]),
+        (["a.png", "a.png.jpg"], ["a.jpg", "a.png.jpg.jpg"]),
+        ([".jpg", "a"], [".jpg.jpg", "a.jpg"]),
+    ],
+)
+def test_a_drawing_is_named_as_its_field(fields: list[str], drawings: list[str]) -> None:
+    paths = Layout(UPath("memory://out")).drawings("s1", fields)
+    assert [path.name.lstrip("%._-=~2E") for path in paths.values()] == [name.lstrip(".") for name in drawings]
