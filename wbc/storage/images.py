@@ -5,39 +5,32 @@ import io
 import stat
 from collections.abc import Callable
 from typing import IO
-from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import jpeg_factory
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
 from upath import UPath
 from upath.types import StatResultType
 
+from wbc.storage.checks import check_no_hole, check_size
+from wbc.storage.jpeg import check_jpeg, decode_jpeg
+from wbc.storage.tiff import open_tiff, tiff_um_per_px, to_8_bits
 from wbc.types import FieldError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
-MIN_FIELD_SIDE_PX = 32
-# Just below the size at which Pillow itself refuses, so that one limit holds whatever the format.
-MAX_FIELD_PX = 178_000_000
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".tif", ".tiff", ".bmp")
 MAX_FIELD_BYTES = 2 << 30
-UM_PER_PX_RANGE = (0.01, 2.0)
+UM_PER_PX_RANGE = (0.02, 2.0)
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Opened by their plugins and not by Image.open: that would try every format Pillow knows on a stranger's bytes, and
 # would warn of pictures over half the limit.
-_OPENERS: tuple[tuple[tuple[bytes, ...], Callable[[IO[bytes]], ImageFile.ImageFile]], ...] = (
-    ((b"\xff\xd8\xff",), jpeg_factory),
-    ((b"\x89PNG\r\n\x1a\n",), PngImageFile),
-    (TIFF_MAGIC, TiffImageFile),
-    ((b"BM",), BmpImageFile),
+_OPENERS: tuple[tuple[bytes, Callable[[IO[bytes]], ImageFile.ImageFile]], ...] = (
+    (b"\xff\xd8\xff", jpeg_factory),
+    (b"\x89PNG\r\n\x1a\n", PngImageFile),
+    (b"BM", BmpImageFile),
 )
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_DESCRIPTION, _TIFF_SAMPLE_FORMAT = 258, 262, 270, 339
-_TIFF_X_RESOLUTION, _TIFF_Y_RESOLUTION, _TIFF_RESOLUTION_UNIT = 282, 283, 296
-_UM_PER_RESOLUTION_UNIT = {2: 25_400.0, 3: 10_000.0}
-_UM_PER_OME_UNIT = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3}
 
 
 def status(path: UPath) -> StatResultType:
@@ -82,102 +75,86 @@ def read_field(path: UPath) -> NDArray[np.uint8]:
 
 
 def decode_field(name: str, content: bytes) -> NDArray[np.uint8]:
-    """Pixels uint8 (H, W, 3), RGB, of a JPEG, PNG, TIFF (its first page) or BMP of any mode, oriented as EXIF says.
+    """Pixels uint8 (H, W, 3), RGB, of a JPEG, PNG, TIFF or BMP of any mode, oriented as EXIF says.
 
     Transparent pixels are laid over white, as the empty parts of a smear are. Grey of 12 and 16 bits is scaled by its
-    full range. Grey of 32 bits, integer or float, does not tell its range: the smallest of 1 (float only), 255, 65535
-    and the type's largest value that holds every pixel is taken, else the largest pixel; negative values are black.
-    Raises FieldError for whatever is no whole picture, for a side below 32 px, and, before a pixel is decoded, for
-    more than MAX_FIELD_PX.
+    full range, of 32 bits as `to_8_bits` says. Raises FieldError for whatever is no whole picture or holds several,
+    for damage that shows, for a side below 32 px, and, before a pixel is decoded, for more than MAX_FIELD_PX.
     """
     try:
-        picture = _open_picture(name, content)
-        picture.load()
-        if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            return np.array(_to_rgb(name, ImageOps.exif_transpose(picture)))
-        return np.array(_to_rgb(name, picture))
+        if content.startswith(TIFF_MAGIC):
+            picture, orientation = open_tiff(name, content)
+            return _upright(_rgb(picture), orientation)
+        return _decode_other(name, content)
     except FieldError:
         raise
-    except Exception as error:  # Pillow's decoders raise a dozen kinds on broken bytes
+    except Exception as error:  # the decoders raise a dozen kinds on broken bytes
         raise FieldError(name, f"cannot be decoded: {words(error)}") from error
 
 
-def _open_picture(name: str, content: bytes) -> ImageFile.ImageFile:
-    """The picture with its header read and found acceptable, no pixel decoded."""
-    opener = next((opener for magic, opener in _OPENERS if content.startswith(magic)), None)
-    if opener is None:
-        raise FieldError(name, "is no JPEG, PNG, TIFF or BMP image")
-    picture = opener(io.BytesIO(content))
-    width, height = picture.size
-    if width * height > MAX_FIELD_PX:
-        raise FieldError(name, f"is {width}×{height} px, more than {MAX_FIELD_PX // 1_000_000} megapixels")
-    if min(width, height) < MIN_FIELD_SIDE_PX:
-        raise FieldError(name, f"is {width}×{height} px, less than {MIN_FIELD_SIDE_PX} px a side")
-    # A copy that was cut off but keeps its length, padded with zeros, decodes without an error, to grey.
-    if opener is jpeg_factory and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
-        raise FieldError(name, "is truncated: the JPEG has no end")
-    return picture
-
-
-def _to_rgb(name: str, picture: Image.Image) -> Image.Image:
-    if picture.mode == "F" or picture.mode.startswith("I"):
-        picture = Image.fromarray(_deep_grey_to_8_bits(name, picture))
-    if picture.mode == "La":
-        picture = picture.convert("LA")
-    if picture.has_transparency_data:
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture.convert("RGBA"))
-    return picture.convert("RGB")
-
-
-def _deep_grey_to_8_bits(name: str, picture: Image.Image) -> NDArray[np.uint8]:
-    """Grey (H, W) of more than 8 bits, scaled to 0..255."""
-    tags = picture.tag_v2 if isinstance(picture, TiffImageFile) else {}
-    values: NDArray[np.uint16 | np.int32 | np.uint32 | np.float32] = np.asarray(picture)
-    is_float = picture.mode == "F"
-    if is_float and not np.isfinite(values).all():
-        raise FieldError(name, "has pixels that are no numbers")
-    if picture.mode == "I" and tags.get(_TIFF_SAMPLE_FORMAT, (2,))[0] == 1:
-        values = values.view(np.uint32)
-    bits = tags.get(_TIFF_BITS, (32 if picture.mode == "I" else 16,))[0]
-    if not is_float and bits < 32:
-        full = float(2 ** (bits - (picture.mode == "I")) - 1)
-    else:
-        largest = float(values.max())
-        ranges = (1.0 if is_float else 255.0, 255.0, 65_535.0, 2.0**31 - 1, 2.0**32 - 1)
-        full = next((end for end in ranges if largest <= end), largest)
-    scaled: NDArray[np.uint8] = np.rint(np.clip(values * np.float32(255.0 / full), 0, 255)).astype(np.uint8)
-    # Pillow turns white-is-zero round for 8 bits and fewer alone.
-    return np.invert(scaled) if tags.get(_TIFF_PHOTOMETRIC) == 0 else scaled
-
-
 def um_per_px_of(content: bytes) -> float | None:
-    """µm per px as a TIFF's header tells it (OME-XML, else the resolution tags), None where it tells nothing likely.
+    """µm per px as a TIFF's header tells it (OME-XML, ImageJ, the resolution tags), None where it tells nothing likely.
 
-    Only 0.01 to 2 µm per px is likely for a smear: the 72, 96 or 300 dpi that programs write unasked are far beyond.
+    Only 0.02 to 2 µm per px is likely for a smear: the 72, 96 or 300 dpi that programs write unasked are far beyond.
     """
     if not content.startswith(TIFF_MAGIC):
         return None
     try:
-        tags = dict(TiffImageFile(io.BytesIO(content)).tag_v2)
-        scale = _ome_um_per_px(str(tags.get(_TIFF_DESCRIPTION, "")))
-        if scale is None:
-            per_unit, per_unit_y = float(tags[_TIFF_X_RESOLUTION]), float(tags[_TIFF_Y_RESOLUTION])
-            is_square = abs(per_unit - per_unit_y) <= 0.01 * per_unit
-            scale = _UM_PER_RESOLUTION_UNIT[int(tags.get(_TIFF_RESOLUTION_UNIT, 2))] / per_unit if is_square else None
+        scale = tiff_um_per_px(content)
     except Exception:  # a header that cannot be understood tells nothing; reading the field will say what is wrong
         return None
     return scale if scale is not None and UM_PER_PX_RANGE[0] <= scale <= UM_PER_PX_RANGE[1] else None
 
 
-def _ome_um_per_px(description: str) -> float | None:
-    """PhysicalSizeX of the first image of OME-XML, in µm; None where `description` is none or does not say."""
-    if "OME" not in description:
-        return None
-    try:
-        # Pillow reads a TIFF's text as Latin-1; OME-XML is UTF-8.
-        pixels = ElementTree.fromstring(description.encode("latin-1")).find(".//{*}Pixels")
-        size = {} if pixels is None else pixels.attrib
-        return float(size["PhysicalSizeX"]) * _UM_PER_OME_UNIT[size.get("PhysicalSizeXUnit", "µm")]
-    except (ElementTree.ParseError, KeyError, ValueError):
-        return None
+def _decode_other(name: str, content: bytes) -> NDArray[np.uint8]:
+    """`decode_field` of all but TIFF."""
+    opener = next((opener for magic, opener in _OPENERS if content.startswith(magic)), None)
+    if opener is None:
+        raise FieldError(name, "is no JPEG, PNG, TIFF or BMP image")
+    picture = opener(io.BytesIO(content))
+    check_size(name, *picture.size)
+    pixels = _jpeg_pixels(name, content, picture) if opener is jpeg_factory else None
+    if pixels is None:
+        picture.load()
+        if opener is BmpImageFile:
+            check_no_hole(name, _as_stored(content, picture))
+        is_deep = picture.mode.startswith("I")
+        pixels = _rgb(Image.fromarray(to_8_bits(name, np.asarray(picture), 16)) if is_deep else picture)
+    return _upright(pixels, picture.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def _jpeg_pixels(name: str, content: bytes, picture: ImageFile.ImageFile) -> NDArray[np.uint8] | None:
+    """Pixels uint8 (H,W,3) of a JPEG; None where Pillow must decode it, after what can be told of its damage."""
+    if picture.mode in ("RGB", "L"):
+        pixels = decode_jpeg(name, content)
+        if pixels is not None:
+            return pixels
+    else:
+        check_jpeg(name, content)
+    if content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
+        raise FieldError(name, "is truncated: the JPEG has no end")
+    return None
+
+
+def _as_stored(content: bytes, picture: Image.Image) -> NDArray[np.uint8]:
+    """A BMP's samples in the order of its file: the lowest row first, unless the height is negative."""
+    is_bottom_up = int.from_bytes(content[22:26], "little", signed=True) > 0
+    return np.asarray(picture)[:: -1 if is_bottom_up else 1]
+
+
+def _rgb(picture: Image.Image) -> NDArray[np.uint8]:
+    """Pixels uint8 (H,W,3) of a picture of 8 bits a sample, laid over white where it is transparent."""
+    if picture.mode == "La":
+        picture = picture.convert("LA")
+    if picture.has_transparency_data:
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture.convert("RGBA"))
+    return np.array(picture.convert("RGB"))
+
+
+def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Pixels (H,W,3) turned and flipped as EXIF's orientation, 1 to 8, says; as they are for any other number."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    down, right = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}.get(orientation, (1, 1))
+    return np.ascontiguousarray(pixels[::down, ::right])

@@ -1,0 +1,205 @@
+"""A TIFF's one picture, its axes read and never guessed, and its scale.
+
+tifffile reads the structure, imagecodecs decodes. They are imported where a TIFF is at hand: no other field needs them.
+"""
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from wbc.storage import ome
+from wbc.storage.checks import check_no_hole, check_size
+from wbc.storage.jpeg import check_jpeg
+from wbc.types import FieldError
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPage, TiffPageSeries
+
+_ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 274, 282, 283, 296
+_UNCOMPRESSED, _JPEG = 1, 7
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
+_ASSOCIATED_ALPHA = 1
+_OTHER_VIEWS = ("Thumbnail", "Label", "Macro")  # what Aperio's scanners add to the picture of the slide
+_UM_PER_RESOLUTION_UNIT = {2: 25_400.0, 3: 10_000.0}
+_UM_PER_IMAGEJ_UNIT = {
+    "micron": 1.0,
+    "microns": 1.0,
+    "um": 1.0,
+    "µm": 1.0,
+    "nm": 1e-3,
+    "mm": 1e3,
+    "cm": 1e4,
+    "inch": 25_400.0,
+}
+
+
+def open_tiff(name: str, content: bytes) -> tuple[Image.Image, int]:
+    """The picture of a TIFF, 8 bits a sample, in the mode of Pillow's that has its colours; and its orientation (EXIF).
+
+    A pyramid gives its full resolution. Three channels stored one after the other are red, green and blue. Raises
+    FieldError where the file holds several pictures, a stack or other channels, or is damaged; else what tifffile and
+    imagecodecs raise.
+    """
+    with _tiff_file(content) as tiff:
+        series = _only_picture(name, tiff)
+        page = series.keyframe
+        check_size(name, page.imagewidth, page.imagelength)
+        for part in series.pages:
+            _check_whole(name, content, part, page)
+        samples = _samples_last(name, tiff, series)
+        check_no_hole(name, samples)
+        return _picture(name, page, samples), int(page.tags.valueof(_ORIENTATION, 1))
+
+
+def tiff_um_per_px(content: bytes) -> float | None:
+    """µm per px as OME-XML, ImageJ or the resolution tags tell it; None where they do not."""
+    with _tiff_file(content) as tiff:
+        page = _only_picture("", tiff).keyframe
+        scale = ome.um_per_px(_ome_pixels(tiff, page))
+        if scale is not None:
+            return scale
+        per_unit, per_unit_y = (_ratio(page.tags.valueof(tag)) for tag in (_X_RESOLUTION, _Y_RESOLUTION))
+        if not per_unit or abs(per_unit - per_unit_y) > 0.01 * per_unit:
+            return None
+        unit = int(page.tags.valueof(_RESOLUTION_UNIT, 2))
+        um_per_unit = _UM_PER_RESOLUTION_UNIT.get(unit)
+        if tiff.is_imagej and tiff.imagej_metadata:
+            told = str(tiff.imagej_metadata.get("unit", "")).replace("\\u00B5", "µ").lower().removesuffix("s")
+            um_per_unit = _UM_PER_IMAGEJ_UNIT.get(told, um_per_unit)
+        return um_per_unit / per_unit if um_per_unit else None
+
+
+def to_8_bits(name: str, values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+    """Samples of any type scaled to 0..255: of less than 32 bits by their full range, of more by the likeliest one.
+
+    Samples of 32 and 64 bits and floats do not tell their range: the smallest of 1 (floats only), 255, 65535 and the
+    largest 31- and 32-bit numbers that holds every sample is taken, else the largest sample. Negative ones are black.
+    Raises FieldError where some are no numbers.
+    """
+    if values.dtype == np.uint8 and bits == 8:
+        return values
+    is_float = np.issubdtype(values.dtype, np.floating)
+    if is_float and not np.isfinite(values).all():
+        raise FieldError(name, "has pixels that are no numbers")
+    if not is_float and bits < 32:
+        full = float(2 ** (bits - np.issubdtype(values.dtype, np.signedinteger)) - 1)
+    else:
+        largest = float(values.max())
+        ranges = (1.0 if is_float else 255.0, 255.0, 65_535.0, 2.0**31 - 1, 2.0**32 - 1)
+        full = next((end for end in ranges if largest <= end), largest)
+    scaled: NDArray[np.uint8] = np.rint(np.clip(values * np.float32(255.0 / full), 0, 255)).astype(np.uint8)
+    return scaled
+
+
+def _tiff_file(content: bytes) -> "TiffFile":
+    from tifffile import TiffFile
+
+    tiff = TiffFile(io.BytesIO(content), _multifile=False)  # an OME-TIFF may name other files; a field is one file
+    try:
+        _ = tiff.series
+    except Exception:  # tifffile's on OME-XML that cannot be understood: then its pages are what they are without it
+        return TiffFile(io.BytesIO(content), is_ome=False)
+    return tiff
+
+
+def _ratio(value: Any) -> float:
+    numerator, denominator = value if isinstance(value, tuple) else (value, 1)
+    return numerator / denominator if value is not None and denominator else 0.0
+
+
+def _ome_pixels(tiff: "TiffFile", page: "TiffPage") -> Any:
+    return ome.pixels_elements(tiff.pages.first.description, page.imagewidth, page.imagelength)
+
+
+def _only_picture(name: str, tiff: "TiffFile") -> "TiffPageSeries":
+    """The one picture of the file: pages that are marked as smaller copies, masks or views of the slide are none."""
+    pictures = [s for s in tiff.series if not (s.keyframe.is_reduced or s.keyframe.is_mask or s.name in _OTHER_VIEWS)]
+    if not pictures:
+        raise FieldError(name, "cannot be decoded: the TIFF holds no picture")
+    if len(pictures) > 1:
+        sizes = ", ".join(f"{s.keyframe.imagewidth}×{s.keyframe.imagelength} px" for s in pictures[:4])
+        raise FieldError(name, f"holds {len(pictures)} pictures ({sizes}): which of them is the field is not told")
+    series = pictures[0]
+    planes = [f"{n} along {axis}" for axis, n in _axes(series).items() if axis not in "YXSC"]
+    if planes:
+        raise FieldError(name, f"is a stack ({', '.join(planes)}), and not one picture")
+    if any(part is None for part in series.pages):
+        raise FieldError(name, "is damaged: pages are missing")
+    return series
+
+
+def _axes(series: "TiffPageSeries") -> dict[str, int]:
+    """The lengths of the series' axes, without those of length one."""
+    axes = zip(series.axes, series.shape, strict=True)
+    return {axis: n for axis, n in axes if n > 1 or axis in "YX"}
+
+
+def _check_whole(name: str, content: bytes, part: Any, page: "TiffPage") -> None:
+    """Raises FieldError unless all parts of a page are in the file, and its JPEGs decode without a warning."""
+    segments = list(zip(part.dataoffsets, part.databytecounts, strict=False))
+    if len(segments) < np.prod(page.chunked) or not all(offset and count for offset, count in segments):
+        raise FieldError(name, "is damaged: parts of the picture are missing")
+    if any(offset + count > len(content) for offset, count in segments):
+        raise FieldError(name, "is truncated")
+    if page.compression == _UNCOMPRESSED and sum(part.databytecounts) < page.size * page.bitspersample // 8:
+        raise FieldError(name, "is damaged: its data are shorter than its picture")
+    if page.compression == _JPEG and page.bitspersample == 8:
+        tables = page.jpegtables[:-2] if page.jpegtables else b""
+        for offset, count in segments:
+            check_jpeg(name, tables + content[offset + 2 * bool(tables) : offset + count])
+
+
+def _samples_last(name: str, tiff: "TiffFile", series: "TiffPageSeries") -> NDArray[Any]:
+    """Samples (H,W) or (H,W,S) of the series, channels taken for samples."""
+    axes = _axes(series)
+    order = "".join(axes)
+    samples = series.asarray(maxworkers=1).reshape(list(axes.values()))
+    if "C" in axes:
+        try:
+            if "S" in axes:
+                raise ValueError(f"has {axes['C']} channels of {axes['S']} samples, and not red, green and blue")
+            channels = ome.rgb_order(_ome_pixels(tiff, series.keyframe), axes["C"])
+        except ValueError as error:
+            raise FieldError(name, str(error)) from error
+        samples, order = samples.take(channels, order.index("C")), order.replace("C", "S")
+    return np.ascontiguousarray(samples.transpose([order.index(axis) for axis in "YXS" if axis in order]))
+
+
+def _picture(name: str, page: "TiffPage", samples: NDArray[Any]) -> Image.Image:
+    """The samples (H,W) or (H,W,S) as a picture of 8 bits, by what the page says of their colours."""
+    height, width = samples.shape[:2]
+    mode = _mode(name, page, samples)
+    used = samples.reshape(height, width, -1)[..., : Image.getmodebands(mode)]
+    content = used.astype(np.uint8) if mode in ("P", "PA") else to_8_bits(name, used, page.bitspersample)
+    if page.photometric == _WHITE_IS_ZERO:
+        content = np.invert(content)
+    picture = Image.frombuffer(mode, (width, height), np.ascontiguousarray(content).tobytes(), "raw", mode, 0, 1)
+    if mode in ("P", "PA"):
+        colours = np.asarray(page.colormap) >> 8
+        picture.putpalette(colours.astype(np.uint8).T.tobytes())
+    return picture
+
+
+def _mode(name: str, page: "TiffPage", samples: NDArray[Any]) -> str:
+    """Pillow's mode of samples of that many and that meaning."""
+    n = samples.shape[2] if samples.ndim == 3 else 1
+    if page.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO) and n == 3 and page.samplesperpixel == 1:
+        return "RGB"  # three channels, each a grey page of its own
+    colours = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}.get(page.photometric)
+    if colours is None or n < colours or (page.photometric == _PALETTE and page.bitspersample > 8):
+        raise FieldError(name, f"has colours that are not read: {n} samples, photometric {page.photometric!r}")
+    mode = {_RGB: "RGB", _PALETTE: "P", _CMYK: "CMYK", _YCBCR: "YCbCr"}.get(page.photometric, "L")
+    if page.photometric == _YCBCR and page.compression == _JPEG:
+        mode = "RGB"  # converted while it was decoded
+    return mode + _alpha(page, n - colours, mode)
+
+
+def _alpha(page: "TiffPage", extra: int, mode: str) -> str:
+    """What to add to a mode for the samples beside the colours: alpha where the first of them is one."""
+    told = page.extrasamples[0] if page.extrasamples else None
+    if extra == 0 or mode in ("CMYK", "YCbCr") or told == 0:
+        return ""
+    return "a" if told == _ASSOCIATED_ALPHA and mode in ("L", "RGB") else "A"
