@@ -13,17 +13,12 @@ from benchmarks.common import Claim, Report, Row, parser, show
 from wbc.datasets.crops import Crops, patch
 from wbc.models import registry
 from wbc.storage.images import read_field
+from wbc.training.classifier_data import CropTable, read_crops
+from wbc.training.measure import classifier_confusion
 from wbc.training.metrics import kind_accuracy
-from wbc.training.recipes import classifier_confusion, read_crops
 
 BAR_ACCURACY = 0.91
-PBC_CELLS = {
-    "format": "crops",
-    "table": "pbc_cells.parquet",
-    "splits": ["test"],
-    "leave_out": ["platelet"],
-    "um_per_px": 0.1018,
-}
+PBC_CELLS = CropTable("pbc_cells.parquet", ("test",), 0.1018, leave_out=("platelet",))
 # tecom_wbc does not tell its scale. Its lymphocytes are 55 px across and its eosinophils 82, those of pbc_cells 102 and
 # 140 px of 0.1018 µm: 0.19 and 0.17 µm per px.
 TECOM_UM_PER_PX = 0.18

@@ -3,7 +3,7 @@
 import json
 import tomllib
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -14,6 +14,8 @@ from pydantic_core import ErrorDetails
 from upath import UPath
 
 Settings = TypeVar("Settings")
+
+UNIONS = (Union, types.UnionType)
 
 # What pydantic's types of errors mean to someone who wrote a file.
 WANTED = {
@@ -87,26 +89,35 @@ def _refuse(value: object) -> Any:
 
 def _sentence(error: ErrorDetails, values: object, settings: type[Any]) -> str:
     loc = error["loc"][1:]
-    key, value = _key(loc, values), error["input"]
+    key, value, more = _key(loc, values, error["type"] == "missing"), error["input"], error.get("ctx", {})
     match error["type"]:
         case "missing":
             return f"{key} is missing"
         case "unexpected_keyword_argument":
-            there = ", ".join(_keys(settings, loc[:-1]))
-            return f"{key} is unknown; the keys are {there}"
+            return f"{key} is unknown; the keys are {', '.join(_keys(settings, loc[:-1]))}"
         case "value_error":
-            return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
+            return f"{key}: {more['error']}" if key else str(more["error"])
         case "literal_error":
-            return f"{key} is {value!r}, none of {error['ctx']['expected'].replace(' or ', ', ')}"
+            return f"{key} is {value!r}, none of {more['expected'].replace(' or ', ', ')}"
+        case "union_tag_invalid":
+            return f"{key}.{more['discriminator'][1:-1]} is {more['tag']!r}, none of {more['expected_tags']}"
+        case "union_tag_not_found":
+            return f"{key}.{more['discriminator'][1:-1]} is missing"
         case kind if kind in WANTED:
             return f"{key or 'this'} is {value!r}, not {WANTED[kind]}"
     return f"{key or 'this'} is {value!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
-def _key(loc: Iterable[int | str], values: object) -> str:
-    """`loc` as a user reads it: "loop.steps", "cell_types[blast].lineage", "data[2].weight"."""
+def _key(loc: Sequence[int | str], values: object, last_is_missing: bool) -> str:
+    """`loc` as a user reads it: "loop.steps", "cell_types[blast].lineage", "data[2].weight".
+
+    What `loc` names and `values` lack is pydantic's tag of the one of several dataclasses that was chosen.
+    """
     key, here = "", values
-    for part in loc:
+    for place, part in enumerate(loc, 1):
+        is_missing = isinstance(part, str) and isinstance(here, Mapping) and part not in here
+        if is_missing and not (last_is_missing and place == len(loc)):
+            continue
         here = _inside(here, part)
         if isinstance(part, int):
             name = here.get("name") if isinstance(here, Mapping) else None
@@ -127,16 +138,26 @@ def _keys(settings: Any, loc: Iterable[int | str]) -> list[str]:
     """The keys of the dataclass at `loc` within `settings`."""
     here = settings
     for part in loc:
-        if is_dataclass(here):
-            here = _without_none(get_type_hints(here)[str(part)])
-        else:  # a tuple's type comes first, a dict's last
-            here = get_args(here)[-1 if isinstance(part, str) else 0]
-    return [f.name for f in fields(here)]
+        here = _within(_plain(here), part)
+    return [f.name for f in fields(_plain(here))]
 
 
-def _without_none(hint: Any) -> Any:
+def _within(hint: Any, part: int | str) -> Any:
+    """The type at `part` of a dataclass, tuple, dict, or union of dataclasses, of which `part` is a tag."""
+    if is_dataclass(hint):
+        return get_type_hints(hint, include_extras=True)[str(part)]
+    if get_origin(hint) in UNIONS:
+        return next(member for member in get_args(hint) if part in _tags(member))
+    return get_args(hint)[-1 if isinstance(part, str) else 0]  # a dict's last, a tuple's first
+
+
+def _tags(member: Any) -> set[Any]:
+    return {value for hint in get_type_hints(member).values() for value in get_args(hint)}
+
+
+def _plain(hint: Any) -> Any:
+    """A type without its annotation, and without None as an alternative."""
     if get_origin(hint) is Annotated:
-        return _without_none(get_args(hint)[0])
-    if get_origin(hint) in (Union, types.UnionType):
-        return next(a for a in get_args(hint) if a is not type(None))
-    return hint
+        return _plain(get_args(hint)[0])
+    others = [a for a in get_args(hint) if a is not type(None)]
+    return _plain(others[0]) if get_origin(hint) in UNIONS and len(others) == 1 else hint

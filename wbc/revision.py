@@ -15,3 +15,8 @@ def code_revision() -> str:
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
         found.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
     return found.hexdigest()
+
+
+def file_revision(path: Path) -> str:
+    """Name of a file and the first twelve digits of its SHA-256: which version of it something was made by."""
+    return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"

@@ -3,9 +3,10 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
+from pydantic import Field
 
 from wbc.configs import checked, parse_toml, read_toml
 
@@ -27,12 +28,29 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Table:
+    format: Literal["table"]
+    rows: int
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise ValueError(f"{self.rows} rows are none")
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    format: Literal["voc", "yolo"]
+    images: str
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     task: Literal["detector", "classifier"]
     loop: Loop
     classes: tuple[str, ...] = ()
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     sources: tuple[Source, ...] = ()
+    data: tuple[Annotated[Table | Folder, Field(discriminator="format")], ...] = ()
     extra: Loop | None = None
     verify: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -56,9 +74,14 @@ loop = { steps = 5, rate = 1e-3 }
     arguments = {"sizes": [[1, 2], [3]], "deep": {"yes": True}}
     sources = (Source("x", 2.0), Source())
     assert read_toml(path, Plan) == Plan(
-        "classifier", Loop(5, 1e-3), ("a", "b"), (0.0, 1.0, 0.5), sources, Loop(1), arguments=arguments
+        "classifier", Loop(5, 1e-3), ("a", "b"), (0.0, 1.0, 0.5), sources, extra=Loop(1), arguments=arguments
     )
     assert isinstance(read_toml(str(path), Plan).mean[0], float)
+
+
+def test_one_of_several_tables_is_chosen_by_its_format() -> None:
+    data = [{"format": "table", "rows": 2}, {"format": "yolo", "images": "a"}]
+    assert checked(GOOD | {"data": data}, Plan, "x").data == (Table("table", 2), Folder("yolo", "a"))
 
 
 def test_values_that_are_read_already_need_no_file() -> None:
@@ -87,6 +110,15 @@ def test_values_that_are_read_already_need_no_file() -> None:
         ({"sources": [{}, {"weight": "x"}]}, "sources[2].weight is 'x', not a number"),
         ({"sources": [{"name": "bccd", "weight": "x"}]}, "sources[bccd].weight is 'x', not a number"),
         ({"sources": [{"name": "bccd", "heavy": 1}]}, "sources[bccd].heavy is unknown; the keys are name, weight"),
+        ({"data": [{"format": "coco"}]}, "data[1].format is 'coco', none of 'table', 'voc', 'yolo'"),
+        ({"data": [{"rows": 1}]}, "data[1].format is missing"),
+        ({"data": [{"format": "table"}]}, "data[1].rows is missing"),
+        ({"data": [{"format": "table", "rows": "x"}]}, "data[1].rows is 'x', not an integer"),
+        ({"data": [{"format": "table", "rows": 0}]}, "data[1]: 0 rows are none"),
+        (
+            {"data": [{"format": "yolo", "images": "a", "rows": 1}]},
+            "data[1].rows is unknown; the keys are format, images",
+        ),
         ({"arguments": [1]}, "arguments is [1], not a table"),
         ({"metrics": {"AP": "x"}}, "metrics.AP is 'x', not a number"),
     ],

@@ -23,9 +23,9 @@ def train_detector(config: Config, data: Data, out: ModelOut, device: Device = "
     """Train a detector: boxes of cells from whole fields."""
     with _training():
         from wbc.models.registry import resolve_device
-        from wbc.training import recipes
+        from wbc.training import detector
 
-        card = recipes.train_detector(config, data, out, resolve_device(device))
+        card = detector.train_detector(config, data, out, resolve_device(device))
     _print_trained(out, card.metrics)
 
 
@@ -34,9 +34,9 @@ def train_classifier(config: Config, data: Data, out: ModelOut, device: Device =
     """Train a classifier: the kind of a white cell from its crop."""
     with _training():
         from wbc.models.registry import resolve_device
-        from wbc.training import recipes
+        from wbc.training import classifier
 
-        card = recipes.train_classifier(config, data, out, resolve_device(device))
+        card = classifier.train_classifier(config, data, out, resolve_device(device))
     _print_trained(out, card.metrics)
 
 

@@ -5,6 +5,7 @@ from importlib import import_module
 import torch
 from torch import Tensor, nn
 
+MEAN = STD = (0.5, 0.5, 0.5)  # of RGB in 0..1: what these weights were trained with
 EXPANDED = {
     "_expand_conv": "conv_pw",
     "_bn0": "bn1",

@@ -1,6 +1,6 @@
 """What the training of detectors asks of a module, whatever its architecture."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -21,3 +21,6 @@ class TrainableDetector(Protocol):
     @property
     def class_bias(self) -> Tensor:
         """The bias of each class's logit (C,), without the background's; what is added to it moves the scores."""
+
+    def __call__(self, tiles: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
+        """Losses by name in train mode, a dict of boxes, labels and scores for each tile in eval mode."""

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.models.detection import FasterRCNN
+
+from wbc.models.trainable import TrainableDetector
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +28,25 @@ class CalibrationSettings:
 
 @torch.inference_mode()
 def count_shifts(
-    model: FasterRCNN, samples: Dataset[Any], indices: Sequence[int], n_classes: int, settings: CalibrationSettings
+    model: TrainableDetector,
+    samples: Dataset[Any],
+    indices: Sequence[int],
+    n_classes: int,
+    settings: CalibrationSettings,
 ) -> list[float]:
     """Per class the logit to add, so that on these pictures the wanted number of detections has the wanted score.
 
-    `samples` are pictures and targets as torchvision's detectors take them. A class that they do not show stays.
+    The model is in eval mode. `samples` are pictures and targets as torchvision's detectors take them. A class that
+    they do not show stays.
     """
-    device = next(model.parameters()).device
+    device = model.class_bias.device
     scores: list[list[Tensor]] = [[torch.zeros(0)] for _ in range(n_classes)]
     n_true = np.zeros(n_classes, np.int64)
     for index in indices:
         pixels, target = samples[index]
-        (found,) = model.eval()([pixels.to(device)])
+        (detections,) = model([pixels.to(device)])
         for label in range(1, n_classes + 1):
-            scores[label - 1].append(found["scores"][found["labels"] == label].float().cpu())
+            scores[label - 1].append(detections["scores"][detections["labels"] == label].float().cpu())
             n_true[label - 1] += int((target["labels"] == label).sum())
     shifts = []
     for parts, n in zip(scores, n_true, strict=True):
@@ -52,7 +58,7 @@ def count_shifts(
 
 
 def calibrate(
-    model: FasterRCNN, samples: Dataset[Any], first: int, classes: Sequence[str], settings: CalibrationSettings
+    model: TrainableDetector, samples: Dataset[Any], first: int, classes: Sequence[str], settings: CalibrationSettings
 ) -> dict[str, float]:
     """Shift a detector's class logits in place by what `count_shifts` tells; the shift of each class.
 
@@ -67,7 +73,6 @@ def calibrate(
         shifts = count_shifts(model, samples, indices, len(classes), settings)
         step = np.clip(total + shifts, -settings.most, settings.most) - total
         with torch.no_grad():
-            bias = model.roi_heads.box_predictor.cls_score.bias
-            bias[1:] += torch.from_numpy(step).to(bias)
+            model.class_bias.add_(torch.from_numpy(step).to(model.class_bias))
         total += step
     return dict(zip(classes, total.round(3).tolist(), strict=True))

@@ -1,99 +1,109 @@
 """The recipe for classifiers: single cells, coarse labels through the taxonomy's tree, ImageNet features."""
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from wbc.datasets.augment import Jitter, jitter_optics, jitter_stain
-from wbc.datasets.crops import PATCH_PX, PATCH_UM, Crops
+from wbc import __version__
+from wbc.configs import read_toml
+from wbc.datasets.augment import Jitter
+from wbc.models import registry
+from wbc.models.cards import ModelCard
+from wbc.models.imagenet import MEAN, STD
+from wbc.revision import code_revision, file_revision
+from wbc.taxonomy import label_matrix, load_taxonomy
+from wbc.training.classifier_data import CropData, CropSamples, CropSettings, read_crops
+from wbc.training.loop import LoopSettings, fit
+from wbc.training.measure import measure_classifier
+from wbc.training.start import start_from_imagenet, untrained
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class CropSettings:
-    """A classifier's window: `input_px` a side at `um_per_px`; training moves, turns, shears and scales it this far."""
+class ClassifierConfig:
+    """A classifier's training config, table by table.
 
-    input_px: int = 128
-    um_per_px: float = 0.16
-    smallest_scale: float = 0.8
-    largest_scale: float = 1.25
-    shift_um: float = 1.2
-    shear: float = 0.12
-
-
-class CropSamples(Dataset[tuple[Tensor, int]]):
-    """Endless crops: the i-th depends on seed and i alone. Pixels uint8 (3,S,S), and the index of its label's row.
-
-    `parts` are (crops, row of each label, weight): a part is drawn by its weight, a label within it by the root of its
-    number of cells, so that three basophils are neither lost nor learnt by heart.
+    `model` holds the builder's arguments; `imagenet` says whether the backbone starts from packaged ImageNet weights.
+    Coarse labels of `data` train through the tree of `taxonomy`. A cell that the classifier names with a probability
+    below `threshold` is unidentified.
     """
 
-    def __init__(
-        self, parts: list[tuple[Crops, dict[str, int], float]], crop: CropSettings, jitter: Jitter, seed: int
-    ) -> None:
-        self.crop, self.jitter, self.seed = crop, jitter, seed
-        self.parts = [p for p, _, _ in parts]
-        self.rows = [[rows[label] for label in p.labels] for p, rows, _ in parts]
-        self.of_label = [
-            [[i for i, row in enumerate(rows) if row == wanted] for wanted in sorted(set(rows))] for rows in self.rows
-        ]
-        self.chance = [_fractions([np.sqrt(len(group)) for group in groups]) for groups in self.of_label]
-        self.weights = _fractions([weight for _, _, weight in parts])
+    classes: tuple[str, ...]
+    builder: str
+    taxonomy: str
+    model: dict[str, Any]
+    loop: LoopSettings
+    data: tuple[CropData, ...]
+    name: str = "wbc-classifier"
+    threshold: float = 0.0
+    imagenet: bool = True
+    crop: CropSettings = field(default_factory=CropSettings)
+    jitter: Jitter = field(default_factory=Jitter)
+    measure: tuple[CropData, ...] = ()
+    credits: tuple[str, ...] = ()
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Sample `index`."""
-        rng = np.random.default_rng([self.seed, index])
-        part = int(rng.choice(len(self.parts), p=self.weights))
-        among = self.of_label[part][int(rng.choice(len(self.chance[part]), p=self.chance[part]))]
-        i = among[int(rng.integers(len(among)))]
-        pixels = random_window(self.parts[part].pixels[i], self.crop, rng)
-        pixels = jitter_optics(jitter_stain(pixels, self.jitter, rng), self.jitter, rng)
-        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), self.rows[part][i]
+    def __post_init__(self) -> None:
+        if not all(measured.set for measured in self.measure):
+            raise ValueError("each [[measure]] needs a name for its figures: set")
 
-
-def _fractions(weights: list[float]) -> NDArray[np.float64]:
-    fractions: NDArray[np.float64] = np.array(weights) / np.sum(weights)
-    return fractions
-
-
-def random_window(patch: NDArray[np.uint8], crop: CropSettings, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A window uint8 (S,S,3) of a patch (176,176,3), turned by any angle, mirrored, sheared, scaled and shifted."""
-    per_px = crop.um_per_px * PATCH_PX / PATCH_UM
-    per_px /= np.exp(rng.uniform(np.log(crop.smallest_scale), np.log(crop.largest_scale)))
-    angle = rng.uniform(0, 2 * np.pi)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    lean = np.array([[rng.choice([-1.0, 1.0]), rng.uniform(-crop.shear, crop.shear)], [0.0, 1.0]])
-    matrix = per_px * turn @ lean
-    centre = PATCH_PX / 2 + rng.uniform(-1, 1, 2) * crop.shift_um * PATCH_PX / PATCH_UM
-    offset = centre - matrix @ np.full(2, crop.input_px / 2)
-    return affine(patch, matrix, offset, crop.input_px)
+    def card(self, source: Path) -> ModelCard:
+        """The card of a classifier that is trained by this config, whose file is `source`."""
+        return ModelCard(
+            name=self.name,
+            version=__version__,
+            task="classifier",
+            builder=self.builder,
+            arguments=self.model,
+            classes=self.classes,
+            um_per_px=self.crop.um_per_px,
+            input_px=self.crop.input_px,
+            mean=MEAN,
+            std=STD,
+            sha256="",
+            threshold=self.threshold,
+            dataset=file_revision(source),
+            code_revision=code_revision(),
+            credits=self.credits,
+        )
 
 
-def affine(
-    patch: NDArray[np.uint8], matrix: NDArray[np.float64], offset: NDArray[np.float64], out_px: int
-) -> NDArray[np.uint8]:
-    """The patch seen through out (x, y) -> matrix (x, y) + offset: uint8 (out_px, out_px, 3), mirrored at its edge."""
-    edge = PATCH_PX // 4
-    wide = np.pad(patch, ((edge, edge), (edge, edge), (0, 0)), mode="reflect")
-    (a, b), (d, e) = matrix
-    c, f = offset + edge
-    seen = Image.fromarray(wide).transform(
-        (out_px, out_px), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR
-    )
-    return np.asarray(seen)
+def train_classifier(config: Path, data: Path, out: Path, device: str) -> ModelCard:
+    """Train a classifier as `config` says on the data sets below `data` and save it in `out`; resumes what is there.
+
+    Raises ValueError for a config or data that cannot be used, naming the file.
+    """
+    plan = read_toml(config, ClassifierConfig)
+    card = plan.card(config)
+    model = untrained(card, config, plan.loop.seed)
+    if plan.imagenet:
+        log.info("not from ImageNet: %s", start_from_imagenet(model, config))
+    samples, matrix = _samples(plan, data)
+    losses = tree_losses(matrix, MEAN, STD)
+    trained = fit(model, samples, _stack, losses, plan.loop, out / "checkpoint.pt", torch.device(device))
+    card = registry.save(out, trained, card)
+    return registry.save(out, trained, replace(card, metrics=measure_classifier(plan.measure, data, out, device)))
 
 
-def central_windows(crops: Crops, crop: CropSettings) -> Tensor:
-    """Every crop's window as a count sees it, unturned: uint8 (N,3,S,S)."""
-    per_px = crop.um_per_px * PATCH_PX / PATCH_UM
-    offset = np.full(2, PATCH_PX / 2 - per_px * crop.input_px / 2)
-    windows = [affine(p, per_px * np.eye(2), offset, crop.input_px) for p in crops.pixels]
-    return torch.from_numpy(np.stack(windows).transpose(0, 3, 1, 2).copy())
+def _samples(plan: ClassifierConfig, data: Path) -> tuple[CropSamples, NDArray[np.float32]]:
+    """The crops that are drawn, and which classes each of their labels covers."""
+    crops = [read_crops(spec, data) for spec in plan.data]
+    labels = sorted({label for part in crops for label in part.labels})
+    rows = {label: i for i, label in enumerate(labels)}
+    parts = [(part, rows, spec.weight) for part, spec in zip(crops, plan.data, strict=True)]
+    matrix = label_matrix(load_taxonomy(plan.taxonomy), plan.classes, labels)
+    return CropSamples(parts, plan.crop, plan.jitter, plan.loop.seed), matrix
+
+
+def _stack(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    return torch.stack([pixels for pixels, _ in samples]), torch.tensor([row for _, row in samples])
 
 
 def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -112,8 +122,6 @@ def tree_losses(
     covers = torch.from_numpy(matrix)
 
     def losses(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        if not model.training:
-            model.train()
         device = next(model.parameters()).device
         pixels, rows = batch
         log_p = model(normalise(pixels.to(device), mean, std)).float().log_softmax(1)
@@ -122,12 +130,3 @@ def tree_losses(
         return {"loss_kind": -((1 - smoothing) * hit + smoothing * log_p.mean(1)).mean()}
 
     return losses
-
-
-@torch.inference_mode()
-def predict(model: nn.Module, pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
-    """Class probabilities float32 (N,C) of windows uint8 (N,3,S,S)."""
-    device = next(model.parameters()).device
-    batches = (pixels[i : i + 64] for i in range(0, len(pixels), 64))
-    parts = [model(normalise(p.to(device), mean, std)).softmax(1).cpu() for p in batches]
-    return np.asarray(torch.cat(parts).numpy(), np.float32)

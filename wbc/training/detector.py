@@ -1,154 +1,138 @@
-"""The recipe for detectors: labelled pictures -> mosaics -> Faster R-CNN with ImageNet features."""
+"""The recipe for detectors: mosaics of labelled pictures, ImageNet features, calibrated scores."""
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
+from timm.layers.norm_act import freeze_batch_norm_2d, unfreeze_batch_norm_2d
+from timm.utils.model import freeze
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
+from wbc import __version__
+from wbc.configs import read_toml
 from wbc.datasets.augment import Jitter
-from wbc.datasets.coco import read_coco
-from wbc.datasets.fractions import read_fractions
-from wbc.datasets.labels import LabelledPicture, red_cell_um_per_px
-from wbc.datasets.mosaic import MosaicSettings, Source, draw_mosaic, load_source
-from wbc.datasets.voc import read_voc
-from wbc.datasets.yolo import read_yolo
+from wbc.datasets.mosaic import MosaicSettings, Source
+from wbc.models import registry
+from wbc.models.cards import ModelCard
+from wbc.models.imagenet import MEAN, STD
 from wbc.models.trainable import TrainableDetector
-from wbc.synth.smear import NORMAL_BLOOD, SmearSettings, draw_stain, render_field
-from wbc.taxonomy import GENERIC
+from wbc.revision import code_revision, file_revision
+from wbc.training.calibration import CalibrationSettings, calibrate
+from wbc.training.detector_data import BoxData, Mosaics, RenderedData, load_sources, render_source
+from wbc.training.loop import LoopSettings, fit
+from wbc.training.measure import measure_detector
+from wbc.training.start import start_from_imagenet, untrained
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class BoxData:
-    """One data set of a detector's config: its `format` (voc, yolo, coco, fractions), paths below the data folder.
+class DetectorConfig:
+    """A detector's training config, table by table.
 
-    `split` lists files of stems to keep; `split_csv` keeps stems (column `image`) of a CSV whose `split` column is
-    `train`. `names` maps its labels to cell types (for yolo: in the order of its class numbers). `um_per_px` is
-    measured from red cells where it is not given; `keep` is a pattern that a picture's path must match.
+    `model` holds the builder's arguments; `imagenet` says whether the backbone starts from packaged ImageNet weights,
+    `frozen` which of its parts keep them (timm's names).
     """
 
-    format: str
-    images: str
-    annotations: str
-    names: dict[str, str]
-    weight: float
-    split: tuple[str, ...] = ()
-    split_csv: str = ""
-    leave_out: tuple[str, ...] = ()
-    um_per_px: float | None = None
-    keep: str = "*"
+    classes: tuple[str, ...]
+    builder: str
+    um_per_px: float
+    model: dict[str, Any]
+    loop: LoopSettings
+    data: tuple[BoxData, ...]
+    name: str = "wbc-detector"
+    imagenet: bool = True
+    frozen: tuple[str, ...] = ()
+    mosaic: MosaicSettings = field(default_factory=MosaicSettings)
+    jitter: Jitter = field(default_factory=Jitter)
+    rendered: RenderedData | None = None
+    calibrate: CalibrationSettings = field(default_factory=CalibrationSettings)
+    measure: tuple[BoxData, ...] = ()
+    credits: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not all(measured.set for measured in self.measure):
+            raise ValueError("each [[measure]] needs a name for its figures: set")
+
+    def card(self, source: Path) -> ModelCard:
+        """The card of a detector that is trained by this config, whose file is `source`."""
+        return ModelCard(
+            name=self.name,
+            version=__version__,
+            task="detector",
+            builder=self.builder,
+            arguments=self.model,
+            classes=self.classes,
+            um_per_px=self.um_per_px,
+            input_px=0,
+            mean=MEAN,
+            std=STD,
+            sha256="",
+            dataset=file_revision(source),
+            code_revision=code_revision(),
+            credits=self.credits,
+        )
 
 
-def read_boxes(spec: BoxData, root: Path) -> list[LabelledPicture]:
-    """Pictures of one data set below `root`. Raises ValueError for an unknown format, or as its reader does."""
-    return [picture for picture in _read_format(spec, root) if picture.path.match(spec.keep)]
+def train_detector(config: Path, data: Path, out: Path, device: str) -> ModelCard:
+    """Train a detector as `config` says on the data sets below `data` and save it in `out`; resumes what is there.
 
-
-def _read_format(spec: BoxData, root: Path) -> list[LabelledPicture]:
-    images, annotations = root / spec.images, root / spec.annotations
-    stems: list[str] | None = None
-    if spec.split:
-        stems = [stem for name in spec.split for stem in (root / name).read_text().split()]
-    if spec.split_csv:
-        table = pd.read_csv(root / spec.split_csv)
-        stems = list(table["image"][table["split"] == "train"])
-    match spec.format:
-        case "voc":
-            return read_voc(images, annotations, spec.names, stems)
-        case "yolo":
-            return read_yolo(images, annotations, list(spec.names.values()), stems)
-        case "coco":
-            return read_coco(images, annotations, spec.names)
-        case "fractions":
-            return read_fractions(images, annotations, spec.names, list(spec.leave_out))
-    raise ValueError(f"unknown box format {spec.format!r}: voc, yolo, coco or fractions")
-
-
-def load_sources(specs: list[BoxData], root: Path, classes: list[str]) -> list[Source]:
-    """Every data set of a config, in memory."""
-    sources = []
-    for spec in specs:
-        pictures = read_boxes(spec, root)
-        scale = spec.um_per_px or red_cell_um_per_px(pictures)
-        sources.append(load_source(pictures, scale, classes, spec.weight))
-    return sources
-
-
-@dataclass(frozen=True, slots=True)
-class RenderedData:
-    """Rendered smears among a detector's data: how many small pictures, of every kind alike, from which seed."""
-
-    pictures: int
-    seed: int
-    weight: float
-    height_px: int = 400
-    width_px: int = 540
-    um_per_px: float = 0.12
-
-
-def render_source(spec: RenderedData, classes: list[str]) -> Source:
-    """Rendered smears in memory; a kind that is not among `classes` is a `wbc`."""
-    settings = SmearSettings(
-        height_px=spec.height_px,
-        width_px=spec.width_px,
-        um_per_px=spec.um_per_px,
-        white_cells_per_field=(1, 3),
-        platelets_per_field=(1, 5),
-        proportions=tuple((kind, 1.0) for kind, _ in NORMAL_BLOOD),
-    )
-    rendered = []
-    for i in range(spec.pictures):
-        rng = np.random.default_rng([spec.seed, i])
-        rendered.append(render_field(settings, rng, draw_stain(rng)))
-    number = {name: i for i, name in enumerate(classes, 1)}
-    labels = [np.array([number.get(k, number[GENERIC]) for k in kinds], np.int64) for _, _, kinds in rendered]
-    return Source([p for p, _, _ in rendered], [b for _, b, _ in rendered], labels, spec.um_per_px, spec.weight)
-
-
-class Mosaics(Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """Endless mosaics: the i-th depends on seed and i alone.
-
-    Pixels float32 (3,S,S) in 0..1, and a target of boxes (N,4) and labels (N,).
+    Raises ValueError for a config or data that cannot be used, naming the file.
     """
-
-    def __init__(self, sources: list[Source], mosaic: MosaicSettings, jitter: Jitter, seed: int) -> None:
-        self.sources, self.mosaic, self.jitter, self.seed = sources, mosaic, jitter, seed
-
-    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mosaic `index` and its target as torchvision's detectors take it."""
-        rng = np.random.default_rng([self.seed, index])
-        pixels, boxes, labels = draw_mosaic(self.sources, self.mosaic, self.jitter, rng)
-        target = {"boxes": torch.from_numpy(boxes), "labels": torch.from_numpy(labels)}
-        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float() / 255, target
-
-
-def freeze(model: TrainableDetector, frozen: tuple[str, ...]) -> None:
-    """Fix batch norms at their ImageNet statistics (a batch of two has none) and the named parts of the backbone."""
-    body = model.body
-    for module in body.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval().requires_grad_(False)
-    for name, parameter in body.named_parameters():
-        if name.startswith(frozen):
-            parameter.requires_grad_(False)
+    plan = read_toml(config, DetectorConfig)
+    card = plan.card(config)
+    model = _untrained(plan, card, config)
+    samples = Mosaics(_sources(plan, data), plan.mosaic, plan.jitter, plan.loop.seed)
+    trained = fit(model, samples, list, detection_losses, plan.loop, out / "checkpoint.pt", torch.device(device))
+    assert isinstance(trained, TrainableDetector)
+    unfreeze_body(trained)
+    shifts = calibrate(trained, samples, plan.loop.steps * plan.loop.batch, plan.classes, plan.calibrate)
+    log.info("shifted by %s", shifts)
+    card = registry.save(out, trained, card)
+    return registry.save(out, trained, replace(card, metrics=measure_detector(plan.measure, data, out, device)))
 
 
-def detection_losses(frozen: tuple[str, ...]) -> Any:
-    """A `losses` function for `loop.fit`: torchvision's four, batch norms kept fixed."""
+def _untrained(plan: DetectorConfig, card: ModelCard, config: Path) -> nn.Module:
+    model = untrained(card, config, plan.loop.seed)
+    if not isinstance(model, TrainableDetector):
+        raise ValueError(f"{config}: builder is {card.builder!r}, which cannot be trained")
+    if plan.imagenet:
+        start_from_imagenet(model.body, config)
+    try:
+        freeze_body(model, plan.frozen)
+    except AttributeError as error:
+        raise ValueError(f"{config}: frozen is {list(plan.frozen)}: {error}") from error
+    return model
 
-    def losses(model: nn.Module, batch: list[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, Tensor]:
-        assert isinstance(model, TrainableDetector)
-        if not model.training:
-            model.train()
-        freeze(model, frozen)
-        device = next(model.parameters()).device
-        pixels = [p.to(device) for p, _ in batch]
-        targets = [{k: v.to(device) for k, v in t.items()} for _, t in batch]
-        parts: dict[str, Tensor] = model(pixels, targets)
-        return parts
 
+def _sources(plan: DetectorConfig, data: Path) -> list[Source]:
+    sources = load_sources(plan.data, data, plan.classes)
+    return sources if plan.rendered is None else [*sources, render_source(plan.rendered, plan.classes)]
+
+
+def freeze_body(model: TrainableDetector, frozen: Sequence[str]) -> None:
+    """Fix batch norms at their statistics (a batch of two has none) and the named parts of the body, in place.
+
+    Frozen batch norms of timm lack a key of the state dict: `unfreeze_body` before a model is saved.
+    """
+    freeze_batch_norm_2d(model.body)  # type: ignore[no-untyped-call]
+    if frozen:  # timm freezes all where nothing is named
+        freeze(model.body, list(frozen))  # type: ignore[no-untyped-call]
+
+
+def unfreeze_body(model: TrainableDetector) -> None:
+    """Batch norms as they were before `freeze_body`, in place, in eval mode."""
+    unfreeze_batch_norm_2d(model.body)  # type: ignore[no-untyped-call]
+    model.body.eval()
+
+
+def detection_losses(model: nn.Module, batch: list[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, Tensor]:
+    """A `losses` function for `loop.fit`: what a `TrainableDetector` in train mode returns."""
+    device = next(model.parameters()).device
+    pixels = [p.to(device) for p, _ in batch]
+    targets = [{k: v.to(device) for k, v in t.items()} for _, t in batch]
+    losses: dict[str, Tensor] = model(pixels, targets)
     return losses

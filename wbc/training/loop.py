@@ -61,18 +61,17 @@ def fit(
 
     Sample i must depend on i alone: a run that is stopped anywhere and started again with the same `checkpoint` file
     goes on as if it had never stopped. Mixed precision (bfloat16) on a GPU. Raises FloatingPointError where the loss is
-    not finite.
+    not finite, ValueError where `checkpoint` is no such file.
     """
-    model.to(device)
+    model.to(device).train()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(_groups(trained, settings), lr=settings.rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, settings))
     averaging = get_ema_multi_avg_fn(settings.average)  # type: ignore[no-untyped-call]
     averaged = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
-    parts = {"model": model, "averaged": averaged, "optimizer": optimizer}
+    parts = {"model": model, "averaged": averaged, "optimizer": optimizer, "schedule": schedule}
     step = _restore(checkpoint, parts, device) if checkpoint.exists() else 0
     if step:
-        schedule.last_epoch = step
         log.info("resumed at step %d of %d", step, settings.steps)
 
     started, first = time.monotonic(), step
@@ -108,6 +107,8 @@ def fit(
 def _restore(checkpoint: Path, parts: Mapping[str, Any], device: torch.device) -> int:
     """Put every part back to what it was; the step that it had come to."""
     saved = torch.load(checkpoint, map_location=device, weights_only=True)
+    if missing := sorted(parts.keys() - saved.keys()):
+        raise ValueError(f"{checkpoint}: no {', '.join(missing)}: another version's; delete it to begin anew")
     for name, part in parts.items():
         part.load_state_dict(saved[name])
     return int(saved["step"])

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from wbc.cells.crop import cut_square
 from wbc.datasets.augment import Jitter, add_debris, hue_matrix, jitter_optics, jitter_stain, shear, turn
 from wbc.datasets.crops import PATCH_PX, PATCH_UM, Crops
-from wbc.training.classifier import CropSamples, CropSettings, central_windows, normalise, predict, tree_losses
+from wbc.training.classifier import normalise, tree_losses
+from wbc.training.classifier_data import CropSamples, CropSettings, random_window
 
 PLACES = [(30, 40, 25, 12), (120, 60, 10, 28), (170, 90, 14, 14)]  # middle and half axes, px
 H, W = 130, 220
@@ -138,14 +139,16 @@ def test_pixels_and_rows_belong_together_and_rare_kinds_are_neither_lost_nor_lea
     assert share == pytest.approx([0.75 * 8 / 9, 0.25, 0.75 / 9], abs=0.07)
 
 
-def test_the_window_that_is_measured_is_the_window_that_is_counted() -> None:
+def test_the_window_that_is_trained_on_is_the_window_that_is_counted() -> None:
     y, x = np.mgrid[:PATCH_PX, :PATCH_PX]
-    waves = np.stack([127 + 120 * np.sin(x / 9), 127 + 120 * np.cos(y / 11), (x + y) / 2], 2).astype(np.uint8)
-    crop = CropSettings(input_px=64, um_per_px=0.25)
+    waves = np.hypot(x + 0.5 - PATCH_PX / 2, y + 0.5 - PATCH_PX / 2)  # alike however they are turned and mirrored
+    waves = np.repeat((127 + 120 * np.sin(waves / 9))[..., None], 3, 2).astype(np.uint8)
+    crop = CropSettings(input_px=64, um_per_px=0.25, smallest_scale=1, largest_scale=1, shift_um=0, shear=0)
     side = crop.input_px * crop.um_per_px * PATCH_PX / PATCH_UM
     counted = cut_square(waves, PATCH_PX / 2, PATCH_PX / 2, side, crop.input_px).astype(int)
-    (measured,) = central_windows(Crops(waves[None], ("a",)), crop)
-    assert np.abs(measured.permute(1, 2, 0).numpy() - counted).mean() < 4
+    for seed in range(5):
+        trained = random_window(waves, crop, np.random.default_rng(seed))
+        assert np.abs(trained - counted).mean() < 4
 
 
 def test_pixels_are_normalised_as_the_card_says() -> None:
@@ -194,9 +197,3 @@ def test_smoothing_keeps_a_sure_model_from_being_surer() -> None:
     plain, smooth = loss_of(0)[0], loss_of(0, 0.1)[0]
     spread = -np.mean(np.log([0.5, 0.2, 0.3]))
     assert smooth == pytest.approx(0.9 * plain + 0.1 * spread, rel=1e-5)
-
-
-def test_predictions_are_probabilities_in_the_order_given() -> None:
-    chances = predict(Fixed([0.0, 1.0, 2.0]).eval(), torch.zeros(130, 3, 8, 8, dtype=torch.uint8), HALF, HALF)
-    assert chances.shape == (130, 3)
-    np.testing.assert_allclose(chances.sum(1), 1, rtol=1e-5)

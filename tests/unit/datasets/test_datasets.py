@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from wbc.configs import checked
 from wbc.datasets.augment import Jitter
 from wbc.datasets.coco import coco_truth, read_coco
 from wbc.datasets.crops import PATCH_PX, PATCH_UM, Crops, cut_crops, read_crop_table
@@ -22,7 +23,7 @@ from wbc.datasets.labels import LabelledPicture, clean, red_cell_um_per_px
 from wbc.datasets.mosaic import MosaicSettings, Source, add_giant_platelets, cut, load_source
 from wbc.datasets.voc import read_voc
 from wbc.datasets.yolo import read_yolo
-from wbc.training.detector import BoxData, Mosaics, load_sources, read_boxes
+from wbc.training.detector_data import BoxData, Mosaics, load_sources, read_boxes
 
 Discs = list[tuple[int, int, int]]
 Paint = Callable[[int, int, Discs], NDArray[np.uint8]]
@@ -133,9 +134,9 @@ def test_an_unknown_label_is_named_with_its_file(tmp_path: Path, form: str) -> N
         read_boxes(spec(form, names={"RBC": "rbc"}), tmp_path)
 
 
-def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'via': voc, yolo, coco or fractions"):
-        read_boxes(spec("via"), tmp_path)
+def test_an_unknown_format_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^x\.toml: format is 'via', none of 'voc', 'yolo', 'coco', 'fractions'$"):
+        checked({"format": "via", "images": "a", "annotations": "b", "names": NAMES}, BoxData, "x.toml")
 
 
 @pytest.mark.parametrize("form", ["voc", "yolo"])

@@ -1,6 +1,5 @@
 """At the score that a count asks for, a calibrated detector reports as many cells as there are."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,15 @@ class ShyDetector(nn.Module):
         super().__init__()
         self.cls_score = nn.Linear(4, 4)
         nn.init.zeros_(self.cls_score.bias)
-        self.roi_heads: Any = SimpleNamespace(box_predictor=SimpleNamespace(cls_score=self.cls_score))
+        self.eval()
+
+    @property
+    def body(self) -> nn.Module:
+        return self
+
+    @property
+    def class_bias(self) -> Tensor:
+        return self.cls_score.bias[1:]
 
     def forward(self, pictures: list[Tensor]) -> list[dict[str, Tensor]]:
         (pixels,) = pictures

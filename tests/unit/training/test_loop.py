@@ -17,9 +17,12 @@ from wbc.datasets.augment import Jitter
 from wbc.datasets.crops import PATCH_PX, Crops
 from wbc.models import builders
 from wbc.models.cards import ModelCard
-from wbc.training.classifier import CropSamples, CropSettings, central_windows, predict, tree_losses
-from wbc.training.detector import detection_losses, freeze
+from wbc.models.registry import LoadedModel
+from wbc.training.classifier import tree_losses
+from wbc.training.classifier_data import CropSamples, CropSettings
+from wbc.training.detector import detection_losses, freeze_body, unfreeze_body
 from wbc.training.loop import LoopSettings, fit, rate_factor
+from wbc.training.measure import crop_probabilities
 
 CPU = torch.device("cpu")
 HALF = (0.5, 0.5, 0.5)
@@ -60,7 +63,6 @@ def stack(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def squares(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    model.train()
     return {"loss": (model(batch[0]) - batch[1]).square().mean()}
 
 
@@ -124,6 +126,30 @@ def test_another_seed_draws_another_dropout(tmp_path: Path) -> None:
     assert not torch.equal(one.state_dict()["last.weight"], other.state_dict()["last.weight"])
 
 
+def test_the_rate_is_saved_and_restored_like_the_rest(tmp_path: Path) -> None:
+    def rates(path: Path) -> list[float]:
+        saved = torch.load(path, weights_only=True)
+        assert saved["schedule"]["last_epoch"] == saved["step"]
+        return [group["lr"] for group in saved["optimizer"]["param_groups"]]
+
+    run(tmp_path / "undisturbed.pt", replace(SETTINGS, checkpoint_every=100))
+    hurried = replace(SETTINGS, seconds=1e-9)
+    for step in range(1, SETTINGS.steps):
+        run(tmp_path / "c.pt", hurried)
+        expected = [SETTINGS.rate * slow * rate_factor(step, SETTINGS) for slow in (1.0, 1.0, 0.5, 0.5)]
+        assert rates(tmp_path / "c.pt") == pytest.approx(expected)
+    run(tmp_path / "c.pt", hurried)
+    assert rates(tmp_path / "c.pt") == rates(tmp_path / "undisturbed.pt")
+
+
+def test_a_checkpoint_of_another_version_is_named_and_not_half_restored(tmp_path: Path) -> None:
+    run(tmp_path / "c.pt", replace(SETTINGS, seconds=1e-9))
+    saved = torch.load(tmp_path / "c.pt", weights_only=True)
+    torch.save({k: v for k, v in saved.items() if k != "schedule"}, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match=r"c\.pt: no schedule: another version's; delete it"):
+        run(tmp_path / "c.pt")
+
+
 # The loop
 
 
@@ -185,7 +211,7 @@ def test_the_classifiers_recipe_tells_red_from_blue(tmp_path: Path) -> None:
         tmp_path / "c.pt",
         CPU,
     )
-    chances = predict(model, central_windows(crops, window), HALF, HALF)
+    chances = crop_probabilities(crops, LoadedModel(model, CLASSIFIER, CPU))
     assert chances.argmax(1).tolist() == [0, 1]
     assert chances.max(1).min() > 0.8
 
@@ -230,10 +256,13 @@ class FourPictures(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 def test_frozen_parts_and_batch_statistics_stay_as_they_were(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model: Any = builders.build(DETECTOR)
-    freeze(model, ("conv_stem",))
     before = {k: v.clone() for k, v in model.state_dict().items()}
+    freeze_body(model, ("conv_stem",))
     settings = LoopSettings(steps=2, batch=2, rate=1e-2, warm_up=0, average=0.0, data_workers=0)
-    after = fit(model, FourPictures(), list, detection_losses(("conv_stem",)), settings, tmp_path / "c.pt", CPU)
+    after: Any = fit(model, FourPictures(), list, detection_losses, settings, tmp_path / "c.pt", CPU)
+    unfreeze_body(after)
+    assert not any(part.training for part in after.modules())
+    assert after.state_dict().keys() == before.keys()
     changed = {k for k, v in after.state_dict().items() if not torch.equal(v, before[k])}
     assert not [k for k in changed if "conv_stem" in k or "bn" in k]
     assert [k for k in changed if k.startswith("backbone.body.blocks")]
@@ -245,9 +274,9 @@ def test_the_detectors_recipe_learns_four_pictures_by_heart(tmp_path: Path) -> N
     torch.manual_seed(0)
     # After 140 steps the proposals are less sure than a finished detector's.
     model: Any = builders.build(replace(DETECTOR, arguments=dict(DETECTOR.arguments) | {"lowest_objectness": 0.02}))
-    freeze(model, ())
+    freeze_body(model, ())
     settings = LoopSettings(steps=140, batch=4, rate=1e-3, warm_up=10, average=0.8, slow=(), data_workers=0)
-    trained = fit(model, FourPictures(), list, detection_losses(()), settings, tmp_path / "c.pt", CPU)
+    trained = fit(model, FourPictures(), list, detection_losses, settings, tmp_path / "c.pt", CPU)
     for index in range(4):
         pixels, truth = FourPictures()[index]
         with torch.inference_mode():

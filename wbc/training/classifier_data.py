@@ -1,0 +1,133 @@
+"""What classifiers learn from: single cells of several data sets, drawn endlessly under random stain and optics."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from wbc.datasets.augment import Jitter, jitter_optics, jitter_stain
+from wbc.datasets.crops import PATCH_PX, PATCH_UM, Crops, cut_crops, read_crop_table
+from wbc.datasets.labels import red_cell_um_per_px
+from wbc.training.detector_data import BoxData, read_boxes
+
+
+@dataclass(frozen=True, slots=True)
+class CropTable:
+    """Single cells in a Parquet `table` below the data folder: its `splits` to read, and kinds to leave out.
+
+    `weight` is how often they are drawn, beside the others; `set` what figures measured on them are called.
+    """
+
+    table: str
+    splits: tuple[str, ...]
+    um_per_px: float
+    format: Literal["crops"] = "crops"
+    leave_out: tuple[str, ...] = ()
+    weight: float = 1.0
+    set: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CutCells(BoxData):
+    """White cells cut from labelled pictures that show one each: `kinds` is a CSV of `image` (a stem) and `subtypes`.
+
+    A picture with several subtypes, divided by ";", or with none, is passed over: its kind is not sure.
+    """
+
+    kinds: str = field(kw_only=True)
+
+
+CropData = Annotated[CropTable | CutCells, Field(discriminator="format")]
+
+
+def read_crops(spec: CropTable | CutCells, data: Path) -> Crops:
+    """Single cells of one data set below `data`. Raises ValueError as its reader does."""
+    if isinstance(spec, CropTable):
+        parts = [read_crop_table(data / spec.table, split, spec.um_per_px, spec.leave_out) for split in spec.splits]
+        return Crops(np.concatenate([c.pixels for c in parts]), tuple(label for c in parts for label in c.labels))
+    kinds = pd.read_csv(data / spec.kinds).dropna().set_index("image")["subtypes"]
+    sure = {str(stem): str(kind) for stem, kind in kinds.items() if ";" not in kind}
+    pictures = read_boxes(spec, data)
+    return cut_crops(pictures, sure, spec.um_per_px or red_cell_um_per_px(pictures))
+
+
+@dataclass(frozen=True, slots=True)
+class CropSettings:
+    """A classifier's window: `input_px` a side at `um_per_px`; training moves, turns, shears and scales it this far."""
+
+    input_px: int = 128
+    um_per_px: float = 0.16
+    smallest_scale: float = 0.8
+    largest_scale: float = 1.25
+    shift_um: float = 1.2
+    shear: float = 0.12
+
+
+class CropSamples(Dataset[tuple[Tensor, int]]):
+    """Endless crops: the i-th depends on seed and i alone. Pixels uint8 (3,S,S), and the index of its label's row.
+
+    `parts` are (crops, row of each label, weight): a part is drawn by its weight, a label within it by the root of its
+    number of cells, so that three basophils are neither lost nor learnt by heart.
+    """
+
+    def __init__(
+        self, parts: list[tuple[Crops, dict[str, int], float]], crop: CropSettings, jitter: Jitter, seed: int
+    ) -> None:
+        self.crop, self.jitter, self.seed = crop, jitter, seed
+        self.parts = [p for p, _, _ in parts]
+        self.rows = [[rows[label] for label in p.labels] for p, rows, _ in parts]
+        self.of_label = [
+            [[i for i, row in enumerate(rows) if row == wanted] for wanted in sorted(set(rows))] for rows in self.rows
+        ]
+        self.chance = [_fractions([np.sqrt(len(group)) for group in groups]) for groups in self.of_label]
+        self.weights = _fractions([weight for _, _, weight in parts])
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Sample `index`."""
+        rng = np.random.default_rng([self.seed, index])
+        part = int(rng.choice(len(self.parts), p=self.weights))
+        among = self.of_label[part][int(rng.choice(len(self.chance[part]), p=self.chance[part]))]
+        i = among[int(rng.integers(len(among)))]
+        pixels = random_window(self.parts[part].pixels[i], self.crop, rng)
+        pixels = jitter_optics(jitter_stain(pixels, self.jitter, rng), self.jitter, rng)
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), self.rows[part][i]
+
+
+def _fractions(weights: list[float]) -> NDArray[np.float64]:
+    fractions: NDArray[np.float64] = np.array(weights) / np.sum(weights)
+    return fractions
+
+
+def random_window(patch: NDArray[np.uint8], crop: CropSettings, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A window uint8 (S,S,3) of a patch (176,176,3), turned by any angle, mirrored, sheared, scaled and shifted."""
+    per_px = crop.um_per_px * PATCH_PX / PATCH_UM
+    per_px /= np.exp(rng.uniform(np.log(crop.smallest_scale), np.log(crop.largest_scale)))
+    angle = rng.uniform(0, 2 * np.pi)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    lean = np.array([[rng.choice([-1.0, 1.0]), rng.uniform(-crop.shear, crop.shear)], [0.0, 1.0]])
+    matrix = per_px * turn @ lean
+    centre = PATCH_PX / 2 + rng.uniform(-1, 1, 2) * crop.shift_um * PATCH_PX / PATCH_UM
+    offset = centre - matrix @ np.full(2, crop.input_px / 2)
+    return affine(patch, matrix, offset, crop.input_px)
+
+
+def affine(
+    patch: NDArray[np.uint8], matrix: NDArray[np.float64], offset: NDArray[np.float64], out_px: int
+) -> NDArray[np.uint8]:
+    """The patch seen through out (x, y) -> matrix (x, y) + offset: uint8 (out_px, out_px, 3), mirrored at its edge."""
+    edge = PATCH_PX // 4
+    wide = np.pad(patch, ((edge, edge), (edge, edge), (0, 0)), mode="reflect")
+    (a, b), (d, e) = matrix
+    c, f = offset + edge
+    seen = Image.fromarray(wide).transform(
+        (out_px, out_px), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR
+    )
+    return np.asarray(seen)

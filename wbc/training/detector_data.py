@@ -1,0 +1,127 @@
+"""What detectors learn from: labelled pictures and rendered ones, laid together to endless mosaics."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from wbc.datasets.augment import Jitter
+from wbc.datasets.coco import read_coco
+from wbc.datasets.fractions import read_fractions
+from wbc.datasets.labels import LabelledPicture, red_cell_um_per_px
+from wbc.datasets.mosaic import MosaicSettings, Source, draw_mosaic, load_source
+from wbc.datasets.voc import read_voc
+from wbc.datasets.yolo import read_yolo
+from wbc.synth.smear import NORMAL_BLOOD, SmearSettings, draw_stain, render_field
+from wbc.taxonomy import GENERIC
+
+
+@dataclass(frozen=True, slots=True)
+class BoxData:
+    """Labelled pictures of a config: their `format`, and paths below the data folder.
+
+    `split` lists files of stems to keep; `split_csv` keeps stems (column `image`) of a CSV whose `split` column is
+    `train`. `weight` is how often it is drawn, beside the others. `names` maps its labels to cell types (for yolo: in
+    the order of its class numbers). `um_per_px` is measured from red cells where it is not given; `keep` is a pattern
+    that a picture's path must match. `set` is what figures measured on it are called.
+    """
+
+    format: Literal["voc", "yolo", "coco", "fractions"]
+    images: str
+    annotations: str
+    names: dict[str, str]
+    weight: float = 1.0
+    split: tuple[str, ...] = ()
+    split_csv: str = ""
+    leave_out: tuple[str, ...] = ()
+    um_per_px: float | None = None
+    keep: str = "*"
+    set: str = ""
+
+
+def read_boxes(spec: BoxData, root: Path) -> list[LabelledPicture]:
+    """Pictures of one data set below `root`. Raises ValueError as its reader does."""
+    return [picture for picture in _read_format(spec, root) if picture.path.match(spec.keep)]
+
+
+def _read_format(spec: BoxData, root: Path) -> list[LabelledPicture]:
+    images, annotations = root / spec.images, root / spec.annotations
+    stems: list[str] | None = None
+    if spec.split:
+        stems = [stem for name in spec.split for stem in (root / name).read_text().split()]
+    if spec.split_csv:
+        table = pd.read_csv(root / spec.split_csv)
+        stems = list(table["image"][table["split"] == "train"])
+    match spec.format:
+        case "voc":
+            return read_voc(images, annotations, spec.names, stems)
+        case "yolo":
+            return read_yolo(images, annotations, list(spec.names.values()), stems)
+        case "coco":
+            return read_coco(images, annotations, spec.names)
+        case "fractions":
+            return read_fractions(images, annotations, spec.names, list(spec.leave_out))
+
+
+def load_sources(specs: Sequence[BoxData], root: Path, classes: Sequence[str]) -> list[Source]:
+    """Every data set of a config, in memory."""
+    sources = []
+    for spec in specs:
+        pictures = read_boxes(spec, root)
+        scale = spec.um_per_px or red_cell_um_per_px(pictures)
+        sources.append(load_source(pictures, scale, list(classes), spec.weight))
+    return sources
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedData:
+    """Rendered smears among a detector's data: how many small pictures, of every kind alike, from which seed."""
+
+    pictures: int
+    seed: int
+    weight: float
+    height_px: int = 400
+    width_px: int = 540
+    um_per_px: float = 0.12
+
+
+def render_source(spec: RenderedData, classes: Sequence[str]) -> Source:
+    """Rendered smears in memory; a kind that is not among `classes` is a `wbc`."""
+    settings = SmearSettings(
+        height_px=spec.height_px,
+        width_px=spec.width_px,
+        um_per_px=spec.um_per_px,
+        white_cells_per_field=(1, 3),
+        platelets_per_field=(1, 5),
+        proportions=tuple((kind, 1.0) for kind, _ in NORMAL_BLOOD),
+    )
+    rendered = []
+    for i in range(spec.pictures):
+        rng = np.random.default_rng([spec.seed, i])
+        rendered.append(render_field(settings, rng, draw_stain(rng)))
+    number = {name: i for i, name in enumerate(classes, 1)}
+    labels = [np.array([number.get(k, number[GENERIC]) for k in kinds], np.int64) for _, _, kinds in rendered]
+    return Source([p for p, _, _ in rendered], [b for _, b, _ in rendered], labels, spec.um_per_px, spec.weight)
+
+
+class Mosaics(Dataset[tuple[Tensor, dict[str, Tensor]]]):
+    """Endless mosaics: the i-th depends on seed and i alone.
+
+    Pixels float32 (3,S,S) in 0..1, and a target of boxes (N,4) and labels (N,).
+    """
+
+    def __init__(self, sources: list[Source], mosaic: MosaicSettings, jitter: Jitter, seed: int) -> None:
+        self.sources, self.mosaic, self.jitter, self.seed = sources, mosaic, jitter, seed
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mosaic `index` and its target as torchvision's detectors take it."""
+        rng = np.random.default_rng([self.seed, index])
+        pixels, boxes, labels = draw_mosaic(self.sources, self.mosaic, self.jitter, rng)
+        target = {"boxes": torch.from_numpy(boxes), "labels": torch.from_numpy(labels)}
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float() / 255, target

@@ -1,0 +1,67 @@
+"""What a trained model is worth: figures on the data sets that a config names for it, by the way of a count."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from upath import UPath
+
+from wbc.cells.classify import predict
+from wbc.cells.crop import cut_square
+from wbc.cells.detect import TileSettings, detect
+from wbc.datasets.crops import PATCH_PX, PATCH_UM, Crops
+from wbc.datasets.labels import red_cell_um_per_px
+from wbc.models import registry
+from wbc.models.registry import LoadedModel
+from wbc.storage.images import read_field
+from wbc.training.classifier_data import CropTable, CutCells, read_crops
+from wbc.training.detector_data import BoxData, read_boxes
+from wbc.training.metrics import average_precision, confusion, kind_accuracy
+
+LOWEST_SCORE = 0.05
+
+
+def measure_detector(specs: Sequence[BoxData], data: Path, model: Path, device: str) -> dict[str, float]:
+    """AP of a saved detector on data sets below `data`, each figure named by its set."""
+    ref, card = registry.resolve(str(model), "detector")
+    loaded = registry.load(ref, device)
+    metrics: dict[str, float] = {}
+    for spec in specs:
+        pictures = read_boxes(spec, data)
+        scale = spec.um_per_px or red_cell_um_per_px(pictures)
+        truth, detections = [], []
+        for picture in pictures:
+            pixels = read_field(UPath(picture.path))
+            truth.append((picture, pixels.shape[1], pixels.shape[0]))
+            detections += detect([pixels], loaded, scale, LOWEST_SCORE, TileSettings())
+        metrics |= _named(spec.set, average_precision(truth, detections, card.classes))
+    return metrics
+
+
+def measure_classifier(specs: Sequence[CropTable | CutCells], data: Path, model: Path, device: str) -> dict[str, float]:
+    """Accuracy and macro recall of a saved classifier on data sets below `data`, each figure named by its set."""
+    metrics: dict[str, float] = {}
+    for spec in specs:
+        matrix = classifier_confusion(read_crops(spec, data), str(model), device)
+        metrics |= _named(spec.set, kind_accuracy(matrix))
+    return metrics
+
+
+def _named(name: str, figures: dict[str, float]) -> dict[str, float]:
+    return {f"{name} {figure}": round(value, 4) for figure, value in figures.items()}
+
+
+def classifier_confusion(crops: Crops, reference: str, device: str) -> NDArray[np.int64]:
+    """Confusion (true, named) int64 (C,C) of a classifier on single cells, seen as a count sees them."""
+    ref, card = registry.resolve(reference, "classifier")
+    named = crop_probabilities(crops, registry.load(ref, device)).argmax(1)
+    return confusion(crops.labels, [card.classes[i] for i in named], card.classes)
+
+
+def crop_probabilities(crops: Crops, model: LoadedModel) -> NDArray[np.float32]:
+    """Class probabilities float32 (N,C) of single cells, each in the window that a count cuts."""
+    side, middle = model.card.input_px * model.card.um_per_px * PATCH_PX / PATCH_UM, PATCH_PX / 2
+    windows = [cut_square(p, middle, middle, side, model.card.input_px) for p in crops.pixels]
+    parts = [predict(np.stack(windows[i : i + 64]), model) for i in range(0, len(windows), 64)]
+    return np.concatenate([np.zeros((0, len(model.card.classes)), np.float32), *parts])
