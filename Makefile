@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := -c constraints.txt -e ".[train,dev]"
 
-.PHONY: setup demo check test
+.PHONY: setup demo check test test-fast docs
 
 setup: $(STAMP)
 
@@ -31,5 +31,15 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Unit tests alone, on all cores: under a minute on two idle ones.
+test-fast: setup
+	$(BIN)/pytest -n auto tests/unit
+
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest --cov=wbc --cov=flows --cov-report=term:skip-covered --cov-fail-under=85
+
+# The site, from the same files: site/index.html. Links and pages that do not exist fail the build.
+docs: setup
+	$(BIN)/python -c 'import zensical' 2>/dev/null || $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	$(BIN)/python docs/site.py
+	$(BIN)/zensical build --strict --clean
