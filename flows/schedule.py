@@ -66,7 +66,7 @@ def _start(slide: Slide, run: Run) -> Work:
     stages: tuple[PrefectFuture[Any], ...] = (ingested, counted)
     if run.annotate:
         stages += (annotate.submit(_whole(slide), _whole(run), return_state=False, wait_for=[counted]),)
-    return Work(slide, stages, max(1, len(chunks(slide, run.job.settings.chunk_fields))), time.monotonic())
+    return Work(slide, stages, max(1, len(chunks(slide, run.job.work.chunk_fields))), time.monotonic())
 
 
 def _whole(value: T) -> T:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from upath import UPath
 
-from wbc.counting.slide import CountSettings, Job
+from wbc.counting.slide import Job, WorkSettings
 from wbc.differential import differential_of
 from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
@@ -110,7 +110,7 @@ def make_job(dark_folder: Path) -> MakeJob:
             "detector": ref,
             "classifier": None,
             "taxonomy": load_taxonomy("blood"),
-            "settings": CountSettings(chunk_fields=2),
+            "work": WorkSettings(chunk_fields=2),
             "device": "cpu",
         }
         return Job(out, **options | changes)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from upath import UPath
 
 T = TypeVar("T")
+Precision = Literal["float32", "bfloat16", "mixed"]
 ScaleFrom = Literal["given", "metadata", "red_cells"]
 
 

@@ -41,12 +41,12 @@ def describe_worker(models: Sequence[ModelRef]) -> tuple[str, str, str]:
     faults = []
     for model in models:
         try:
-            sha256 = read_card(model.reference).sha256
+            digest = read_card(model.reference).digest
         except ModelError as error:
             faults.append(str(error))
             continue
-        if sha256 != model.sha256:
-            faults.append(f"{model.reference!r} is {sha256[:12]}… there, {model.sha256[:12]}… on this machine")
+        if digest != model.digest:
+            faults.append(f"{model.reference!r} is {digest[:12]}… there, {model.digest[:12]}… on this machine")
     return wbc.__version__, code_revision(), "; ".join(faults)
 
 

@@ -14,7 +14,7 @@ from distributed import LocalCluster
 from upath import UPath
 
 from flows.cluster import ClusterSettings
-from wbc.counting.slide import CountSettings, count_slide
+from wbc.counting.slide import WorkSettings, count_slide
 from wbc.storage.slides import discover
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -71,7 +71,7 @@ def counted_on_threads(make_job: Callable[..., Any], read_tables: ReadTables) ->
     """The tables of slides counted by the library alone, without Prefect and Dask."""
 
     def counted(slides: UPath, out: UPath) -> dict[str, pd.DataFrame]:
-        job = make_job(out, settings=CountSettings())
+        job = make_job(out, work=WorkSettings())
         with ThreadPoolExecutor(2) as executor:
             for slide in discover(slides):
                 count_slide(slide, job, executor)

@@ -21,7 +21,7 @@ from upath import UPath
 from wbc.cells.detect import TileSettings
 from wbc.cells.scale import WHOLE_RED_CELL_UM
 from wbc.counting import worker
-from wbc.counting.slide import CountSettings, Job, SlideOutcome, count_slide, is_counted
+from wbc.counting.slide import CountSettings, Job, SlideOutcome, WorkSettings, count_slide, is_counted
 from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
 from wbc.models.registry import ModelRef
@@ -94,10 +94,11 @@ def test_cells_do_not_depend_on_how_the_work_is_cut(
     threads: Executor,
     chunk_fields: int,
 ) -> None:
-    tiles = TileSettings(tile_px=120, overlap_um=9.0, batch_px=20_000, origin=(37, 11))
+    settings = CountSettings(tiles=TileSettings(tile_px=120, overlap_um=9.0, origin=(37, 11)))
+    work = WorkSettings(chunk_fields, batch_px=20_000)
     count_slide(only(painted_slide), make_job(out), threads)
     other = UPath(tmp_path / "other")
-    count_slide(only(painted_slide), make_job(other, settings=CountSettings(0.7, tiles, chunk_fields)), threads)
+    count_slide(only(painted_slide), make_job(other, settings=settings, work=work), threads)
     pd.testing.assert_frame_equal(read_tables(other)["cells"], read_tables(out)["cells"])
 
 
@@ -171,7 +172,7 @@ def test_a_counted_slide_is_known_without_opening_a_field(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"settings": CountSettings(min_score=0.6, chunk_fields=2)},
+        {"settings": CountSettings(min_score=0.6)},
         {"taxonomy": load_taxonomy("wang2021")},
         {"detector": ModelRef("other", "0" * 64)},
         {"classifier": ModelRef("other", "0" * 64)},

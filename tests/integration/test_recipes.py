@@ -92,10 +92,10 @@ def test_a_trained_detector_has_a_card_with_its_figures_and_resumes(
     assert (card.task, card.credits) == ("detector", ("rendered",))
     assert card.code_revision == code_revision()
     assert {"smears AP", "smears AP50", "smears AP50_wbc"} <= set(card.metrics)
-    ref, saved = registry.resolve(str(tmp_path / "model"), "detector")
+    _, saved = registry.resolve(str(tmp_path / "model"), "detector")
     assert saved == card
     again = train_detector(config, data, tmp_path / "model", "cpu")  # nothing is left to do: the same weights
-    assert again.sha256 == ref.sha256
+    assert again.sha256 == saved.sha256
 
 
 def classifier_config(path: Path, steps: int) -> Path:

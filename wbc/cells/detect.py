@@ -15,6 +15,7 @@ from wbc.models.registry import LoadedModel
 from wbc.types import Detections, Tile
 
 MERGE_IOU = 0.5
+BATCH_PX = 1_100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +24,14 @@ class TileSettings:
 
     A cell of up to `overlap_um` is whole in some tile; a lymphocyte or monocyte has 10 µm of its surroundings beside.
     Tiles begin at multiples of `step_px`, the coarsest stride of a pyramid: a cell lies on the same places of the maps
-    whichever tile sees it. `tile_px` may be passed by less than a step. `batch_px` bounds the pixels of one forward
-    pass. `origin` (y, x) shifts the grid, in the detector's pixels.
+    whichever tile sees it. `tile_px` may be passed by less than a step. `origin` (y, x) shifts the grid, in the
+    detector's pixels.
     """
 
     tile_px: int = 1024
     overlap_um: float = 36.0
     margin_px: float = 4.0
     step_px: int = 32
-    batch_px: int = 1_100_000
     origin: tuple[int, int] = (0, 0)
 
 
@@ -41,20 +41,22 @@ def detect(
     um_per_px: float,
     min_score: float,
     settings: TileSettings = TileSettings(),
+    batch_px: int = BATCH_PX,
 ) -> list[Detections]:
     """The cells of each field uint8 (H,W,3), boxes in field pixels, scores at least `min_score`.
 
     Each tile answers for the cells in its core, and a box that an inner edge cuts is dropped (a neighbour has that cell
     whole); then doubles of neighbouring tiles are merged class by class. The grid leaves no trace in the result but for
     what a tile's edge does to scores near it. Were the surer of two sightings to count all over an overlap, more cells
-    would be found there than elsewhere. `um_per_px` is the fields' scale.
+    would be found there than elsewhere. `um_per_px` is the fields' scale; `batch_px` bounds the
+    pixels of one forward pass.
     """
     factor = um_per_px / model.card.um_per_px
     scaled = [rescale(pixels, factor) for pixels in fields]
     cells: dict[int, list[Detections]] = defaultdict(list)
     work = [(i, tile) for i, pixels in enumerate(scaled) for tile in grid(pixels.shape, model, settings)]
     overlap = _overlap(model, settings)
-    for batch in _batches(work, settings.batch_px):
+    for batch in _batches(work, batch_px):
         outputs = run_tiles([_cut(scaled[i], tile) for i, tile in batch], model, min_score)
         for (i, tile), in_tile in zip(batch, outputs, strict=True):
             height, width = scaled[i].shape[:2]

@@ -10,7 +10,7 @@ from upath import UPath
 from wbc.storage.pixels import StoredPixels
 from wbc.storage.stamps import FieldStamp
 from wbc.storage.tables import FailedField
-from wbc.types import FieldKey, ScaleFrom, Slide
+from wbc.types import FieldKey, Precision, ScaleFrom, Slide
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,8 @@ class Ingested:
 class CountedChunk:
     """Cells of some fields, row by row: field index (N,), box (N,4) in field px, cell type, both scores (N,).
 
-    `failures` are pairs of a field's index and why it could not be counted.
+    `failures` are pairs of a field's index and why it could not be counted; `precisions` the number formats that the
+    models ran in.
     """
 
     fields: NDArray[np.int64]
@@ -76,6 +77,7 @@ class CountedChunk:
     scores: NDArray[np.float32]
     type_scores: NDArray[np.float32]
     failures: tuple[tuple[int, str], ...] = ()
+    precisions: frozenset[Precision] = frozenset()
     detect_seconds: float = 0.0
     classify_seconds: float = 0.0
 
@@ -108,6 +110,7 @@ class CountedChunk:
             np.concatenate([c.scores for c in whole]),
             np.concatenate([c.type_scores for c in whole]),
             tuple(failure for c in whole for failure in c.failures),
+            frozenset[Precision]().union(*(c.precisions for c in whole)),
             sum(c.detect_seconds for c in whole),
             sum(c.classify_seconds for c in whole),
         )
@@ -129,6 +132,12 @@ class CountedSlide:
     scale: Scale
     cells: CountedChunk
     began: float
+
+    @property
+    def precision(self) -> Precision | None:
+        """The number format that the models ran in; `mixed` where workers differ, None where no model ran."""
+        formats = self.cells.precisions
+        return "mixed" if len(formats) > 1 else next(iter(formats), None)
 
     @property
     def failures(self) -> dict[int, str]:

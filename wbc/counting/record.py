@@ -6,7 +6,7 @@ from typing import Any
 
 from wbc import __version__
 from wbc.counting.handover import CountedChunk, CountedSlide, IngestedField, SlideFailure
-from wbc.counting.job import Job, count_id
+from wbc.counting.job import COUNTING_VERSION, Job, count_id, taxonomy_digest
 from wbc.differential import differential_of
 from wbc.models.registry import ModelRef
 from wbc.storage import tables
@@ -25,11 +25,12 @@ def commit_count(counted: CountedSlide, job: Job) -> SlideRow:
         slide,
         job,
         result,
-        count_id=count_id(slide, digests(counted.fields), job),
+        count_id=count_id(slide, digests(counted.fields), job, counted.precision),
         failed_fields=failed,
         um_per_px=counted.scale.um_per_px,
         scale_from=counted.scale.source,
         seconds=_seconds(counted, began),
+        precision=counted.precision,
     )
     keep_stamps(slide, counted.fields, job)
     tables.commit(job.out, cells, tables.differentials_table(slide.slide_id, result), row)
@@ -82,12 +83,15 @@ def _row(slide: Slide, job: Job, result: Differential, flags: tuple[str, ...] = 
         classifier=_model_words(job.classifier) if job.classifier else None,
         taxonomy=job.taxonomy.name,
         wbc_version=__version__,
+        min_score=job.settings.min_score,
+        taxonomy_digest=taxonomy_digest(job.taxonomy),
+        counting_version=COUNTING_VERSION,
         **known,
     )
 
 
 def _model_words(model: ModelRef) -> str:
-    return f"{model.reference}@{model.sha256[:12]}"
+    return f"{model.reference}@{model.digest[:12]}"
 
 
 def _cells_table(slide: Slide, cells: CountedChunk) -> Any:

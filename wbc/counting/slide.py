@@ -6,14 +6,14 @@ fan chunks of fields out to the executor, which gets addresses and never pixels.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, wait
 
 import numpy as np
 from upath import UPath
 
 from wbc.counting.handover import CountedChunk, CountedSlide, Ingested, Scale, SlideFailure, SlideOutcome
-from wbc.counting.job import CountSettings, Job, count_id
+from wbc.counting.job import CountSettings, Job, WorkSettings, is_count_of
 from wbc.counting.record import commit_count, commit_failure, digests, keep_stamps
 from wbc.counting.worker import count_chunk, ingest_chunk, look_for_scale
 from wbc.storage import tables
@@ -28,6 +28,7 @@ __all__ = [
     "Job",
     "Progress",
     "SlideOutcome",
+    "WorkSettings",
     "chunks",
     "count_ingested",
     "count_slide",
@@ -54,7 +55,11 @@ def is_counted(slide: Slide, job: Job) -> bool:
     if job.force or job.verify:
         return False
     known = known_digests(job.out, slide)
-    return known is not None and tables.committed_count_id(job.out, slide.slide_id) == count_id(slide, known, job)
+    return known is not None and _stands(slide, known, job)
+
+
+def _stands(slide: Slide, digests_by_name: Mapping[str, str], job: Job) -> bool:
+    return is_count_of(tables.committed_count_id(job.out, slide.slide_id), slide, digests_by_name, job)
 
 
 def unchanged(slide: Slide, out: UPath, seconds: float = 0.0) -> SlideOutcome:
@@ -74,11 +79,10 @@ def ingest_slide(slide: Slide, job: Job, executor: Executor) -> Ingested:
     began = time.monotonic()
     group = job.pixels(slide.slide_id)
     create_group(group, slide)
-    futures = [executor.submit(ingest_chunk, slide, key, group) for key in chunks(slide, job.settings.chunk_fields)]
+    futures = [executor.submit(ingest_chunk, slide, key, group) for key in chunks(slide, job.work.chunk_fields)]
     wait(futures)  # also where one failed: a retry must not meet the others' writing
     fields = tuple(f for future in futures for f in future.result())
-    own_id = count_id(slide, digests(fields), job)
-    done = not job.force and tables.committed_count_id(job.out, slide.slide_id) == own_id
+    done = not job.force and _stands(slide, digests(fields), job)
     if done:
         _clean_up(slide, job)
         keep_stamps(slide, fields, job)
@@ -116,7 +120,7 @@ def _cells(ingested: Ingested, scale: Scale, job: Job, executor: Executor, progr
     """The cells of all fields that could be read, in their order."""
     if not ingested.readable:
         return CountedChunk.empty()
-    keys = ChunkKey(ingested.slide.slide_id, ingested.readable).cut(job.settings.chunk_fields)
+    keys = ChunkKey(ingested.slide.slide_id, ingested.readable).cut(job.work.chunk_fields)
     parts = [tuple(ingested.ready(i, scale.um_per_px) for i in key.indices) for key in keys]
     futures = [executor.submit(count_chunk, part, job) for part in parts]
     counted = []

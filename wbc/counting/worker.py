@@ -19,12 +19,13 @@ from wbc.cells.detect import detect
 from wbc.cells.scale import estimate_um_per_px
 from wbc.counting.handover import CountedChunk, IngestedField, ReadyField
 from wbc.counting.job import Job
+from wbc.models.bfloat16 import precision_of
 from wbc.models.registry import LoadedModel, load, resolve_device
 from wbc.storage.images import decode_field, digest, field_content, um_per_px_of
 from wbc.storage.pixels import PixelsLost, read_pixels, write_pixels
 from wbc.storage.stamps import FieldStamp, stamp
 from wbc.taxonomy import GENERIC, Taxonomy
-from wbc.types import ChunkKey, Detections, FieldError, FieldKey, Slide, cut
+from wbc.types import ChunkKey, Detections, FieldError, FieldKey, Precision, Slide, cut
 
 Pixels = NDArray[np.uint8]
 logger = logging.getLogger(__name__)
@@ -37,6 +38,13 @@ class Models:
     detector: LoadedModel
     classifier: LoadedModel | None
     taxonomy: Taxonomy
+
+    @property
+    def precision(self) -> Precision:
+        """`bfloat16` where one of them runs in it here, else `float32`."""
+        every = [model for model in (self.detector, self.classifier) if model is not None]
+        here = {precision_of(model.module, model.device) for model in every}
+        return "bfloat16" if "bfloat16" in here else "float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +99,13 @@ def _count(batch: Batch, models: Models, job: Job) -> CountedChunk:
         return CountedChunk.without_cells(batch.failures)
     began = time.monotonic()
     scale = batch.fields[0].um_per_px or models.detector.card.um_per_px
-    cells = detect(batch.pixels, models.detector, scale, job.settings.min_score, job.settings.tiles)
+    settings = job.settings
+    cells = detect(batch.pixels, models.detector, scale, settings.min_score, settings.tiles, job.work.batch_px)
     detected = time.monotonic()
     named = [_name(*of_field, scale, models) for of_field in zip(batch.fields, batch.pixels, cells, strict=True)]
     seconds = detected - began, time.monotonic() - detected
-    return CountedChunk.concatenate([*named, CountedChunk.without_cells(batch.failures, *seconds)])
+    beside = CountedChunk.without_cells(batch.failures, *seconds)
+    return CountedChunk.concatenate([*named, replace(beside, precisions=frozenset([models.precision]))])
 
 
 def _models(job: Job) -> Models:
@@ -110,7 +120,7 @@ def _passes(fields: Sequence[ReadyField], models: Models, job: Job) -> list[tupl
     for (height, width, um_per_px), alike in groupby(fields, lambda f: (f.pixels.height, f.pixels.width, f.um_per_px)):
         card = models.detector.card
         area = height * width * ((um_per_px or card.um_per_px) / card.um_per_px) ** 2
-        most = 1 if models.detector.device.type == "cpu" else max(1, int(job.settings.tiles.batch_px // area))
+        most = 1 if models.detector.device.type == "cpu" else max(1, int(job.work.batch_px // area))
         passes += cut(tuple(alike), most)
     return passes
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wbc.types import Precision
+
 
 @cache
 def has_bfloat16(device: torch.device) -> bool:
@@ -28,12 +30,21 @@ class InBfloat16(nn.Module):
     def forward(self, inputs: Any) -> Any:
         """The module's outputs for a tensor or a list of them, as float32."""
         device = (inputs if isinstance(inputs, Tensor) else inputs[0]).device
-        wanted = self.half_precision
-        if wanted is None:
-            wanted = torch.is_autocast_enabled(device.type) if self.training else has_bfloat16(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=wanted):
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.in_bfloat16(device)):
             outputs = super().forward(inputs)
         return in_float32(outputs)
+
+    def in_bfloat16(self, device: torch.device) -> bool:
+        """Whether it runs in bfloat16 on `device`."""
+        if self.half_precision is not None:
+            return self.half_precision
+        return torch.is_autocast_enabled(device.type) if self.training else has_bfloat16(device)
+
+
+def precision_of(module: nn.Module, device: torch.device) -> Precision:
+    """`bfloat16` where a part of the module runs in it on `device`, else `float32`."""
+    parts = (part for part in module.modules() if isinstance(part, InBfloat16))
+    return "bfloat16" if any(part.in_bfloat16(device) for part in parts) else "float32"
 
 
 def in_float32(outputs: Any) -> Any:

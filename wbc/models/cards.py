@@ -1,10 +1,13 @@
 """What a model is and how it must be run: the card beside its weights."""
 
+import hashlib
+import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from wbc.configs import checked
 
+DESCRIPTION = ("name", "version", "dataset", "metrics", "code_revision", "credits")  # what changes no output
 Task = Literal["detector", "classifier"]
 
 
@@ -40,6 +43,15 @@ class ModelCard:
             raise ValueError(f"classes {self.classes} are empty or repeat")
         if not self.um_per_px > 0 or min(self.std) <= 0:
             raise ValueError(f"no such preprocessing: {self.um_per_px} µm/px, mean {self.mean}, std {self.std}")
+
+    @property
+    def digest(self) -> str:
+        """64 hexadecimal digits of all that can change what the model says: its weights, and how it must be run.
+
+        Whatever is not known to be mere description counts, so that a new entry of the card does too.
+        """
+        told = {key: value for key, value in asdict(self).items() if key not in DESCRIPTION}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """The card as JSON's types."""

@@ -30,10 +30,10 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A model as a count names it: what the user wrote, and the digest of the weights that this meant when it began."""
+    """A model as a count names it: what the user wrote, and the digest of the card and weights that this meant then."""
 
     reference: str
-    sha256: str
+    digest: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,11 +99,11 @@ def _digest(path: str, _size: int, _modified: int) -> str:
 
 
 def resolve(reference: str, task: Task) -> tuple[ModelRef, ModelCard]:
-    """A reference pinned to the weights that it means now. Raises ModelError where it is no model for `task`."""
+    """A reference pinned to what it means now, with its card. Raises ModelError where it is no model for `task`."""
     card = read_card(reference)
     if card.task != task:
         raise ModelError(f"{reference!r} is a {card.task}, not a {task}")
-    return ModelRef(reference, card.sha256), card
+    return ModelRef(reference, card.digest), card
 
 
 @lru_cache(maxsize=8)
@@ -118,9 +118,9 @@ def load(ref: ModelRef, device: str) -> LoadedModel:
     from wbc.models import builders
 
     card = read_card(ref.reference)
-    if card.sha256 != ref.sha256:
+    if card.digest != ref.digest:
         raise ModelError(
-            f"{ref.reference!r} is {card.sha256[:12]}… here, the count began with {ref.sha256[:12]}…: "
+            f"{ref.reference!r} is {card.digest[:12]}… here, the count began with {ref.digest[:12]}…: "
             f"models differ between machines or changed meanwhile"
         )
     folder = locate(ref.reference)

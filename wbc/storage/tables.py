@@ -28,7 +28,7 @@ from upath import UPath
 
 from wbc.storage import atomic
 from wbc.storage.layout import TABLES, Layout, TableName
-from wbc.types import Differential, DifferentialRow, ScaleFrom
+from wbc.types import Differential, DifferentialRow, Precision, ScaleFrom
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,10 @@ _SLIDES = [
     ("flags", pa.list_(pa.string())),
     *((name, pa.string()) for name in ("detector", "classifier", "taxonomy", "wbc_version")),
     ("seconds", pa.struct([(stage.name, pa.float64()) for stage in fields(Seconds)])),
+    ("min_score", pa.float64()),
+    ("taxonomy_digest", pa.string()),
+    ("counting_version", pa.int64()),
+    ("precision", pa.string()),
 ]
 SCHEMAS: dict[TableName, pa.Schema] = {
     "cells": pa.schema(_CELLS),
@@ -112,6 +116,10 @@ class SlideRow:
     taxonomy: str
     wbc_version: str
     seconds: Seconds
+    min_score: float | None = None
+    taxonomy_digest: str | None = None
+    counting_version: int | None = None
+    precision: Precision | None = None
 
     def __post_init__(self) -> None:
         if not self.count_id.isalnum():

@@ -37,7 +37,6 @@ tilings = st.builds(
     TileSettings,
     tile_px=st.integers(40, 260),
     overlap_um=st.just(LARGEST_UM),
-    batch_px=st.sampled_from([1, 20_000]),
     origin=st.tuples(st.integers(-300, 300), st.integers(-300, 300)),
 )
 
@@ -48,13 +47,13 @@ def assert_same(a: Detections, b: Detections) -> None:
     assert np.array_equal(a.labels, b.labels)
 
 
-@given(discs=apart(30), tiling=tilings)
+@given(discs=apart(30), tiling=tilings, batch_px=st.sampled_from([1, 20_000]))
 @settings(deadline=None, max_examples=40)
 def test_tiled_and_whole_find_the_painted_discs_to_the_pixel(
-    discs: Discs, tiling: TileSettings, paint: Paint, dark_model: LoadedModel
+    discs: Discs, tiling: TileSettings, batch_px: int, paint: Paint, dark_model: LoadedModel
 ) -> None:
     field = paint(H, W, discs)
-    tiled, whole = (detect([field], dark_model, 0.2, 0.5, s)[0] for s in (tiling, WHOLE))
+    tiled, whole = (detect([field], dark_model, 0.2, 0.5, s, batch_px)[0] for s in (tiling, WHOLE))
     assert_same(tiled, whole)
     expected = []
     for disc in discs:
@@ -87,8 +86,8 @@ def test_boxes_are_in_field_pixels_whatever_the_scale(um_per_px: float, paint: P
 
 def test_fields_seen_together_are_as_seen_alone(paint: Paint, dark_model: LoadedModel) -> None:
     fields = [paint(120, 200, [(30, 30, 12)]), paint(90, 60, []), paint(120, 200, [(99, 60, 9), (150, 80, 14)])]
-    tiling = TileSettings(tile_px=70, overlap_um=LARGEST_UM, batch_px=30_000)
-    together = detect(fields, dark_model, 0.2, 0.5, tiling)
+    tiling = TileSettings(tile_px=70, overlap_um=LARGEST_UM)
+    together = detect(fields, dark_model, 0.2, 0.5, tiling, batch_px=30_000)
     assert [len(d) for d in together] == [1, 0, 2]
     for field, found in zip(fields, together, strict=True):
         assert_same(detect([field], dark_model, 0.2, 0.5, tiling)[0], found)

@@ -183,8 +183,8 @@ def test_a_model_that_changed_since_the_count_began_is_refused(saved: Path) -> N
     save_file({k: v + 1 for k, v in state.items()}, saved / "model.safetensors")
     card = replace(card_of("classifier"), version="2")
     registry.save(saved, registry.load_weights(builders.build(card), saved / "model.safetensors"), card)
-    with pytest.raises(ModelError, match=f"the count began with {ref.sha256[:12]}"):
-        registry.load(ModelRef(ref.reference, ref.sha256), "cpu")
+    with pytest.raises(ModelError, match=f"the count began with {ref.digest[:12]}"):
+        registry.load(ModelRef(ref.reference, ref.digest), "cpu")
 
 
 @pytest.mark.parametrize("value", [70_000.0, float("nan"), float("inf")])
@@ -196,3 +196,17 @@ def test_weights_beyond_half_precision_are_not_saved_and_what_was_there_stays(sa
     with pytest.raises(ValueError, match=r"classifier\.bias is not finite as fp16"):
         registry.save(saved, module, card_of("classifier"))
     assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
+
+
+def test_a_model_is_its_card_as_much_as_its_weights(saved: Path) -> None:
+    ref, card = registry.resolve(str(saved), "classifier")
+    module = registry.load(ref, "cpu").module
+    registry.save(saved, module, replace(card, version="2", metrics={"accuracy": 0.5}))
+    assert registry.resolve(str(saved), "classifier")[0] == ref
+    assert registry.load(ref, "cpu").module is module
+    registry.save(saved, module, replace(card, threshold=card.threshold + 0.1))
+    registry.load.cache_clear()
+    with pytest.raises(ModelError, match=f"the count began with {ref.digest[:12]}"):
+        registry.load(ref, "cpu")
+    other, _ = registry.resolve(str(saved), "classifier")
+    assert registry.load(other, "cpu").card.threshold == card.threshold + 0.1
