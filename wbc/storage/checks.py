@@ -10,9 +10,10 @@ from wbc.types import FieldError
 MIN_FIELD_SIDE_PX = 32
 # Just below the size at which Pillow itself refuses, so that one limit holds whatever the format.
 MAX_FIELD_PX = 178_000_000
-# A run of one colour that starts or ends within a row is no border from this part of a row's width on.
-STEP_PART = 1 / 64
-CONTENT_PART = 1 / 2
+# A run of one colour that starts or ends so far within a row is no border.
+STEP_PART, STEP_PX = 1 / 64, 8
+# So much of the row's length beside it is content. Bright ground may be the largest value altogether, without a hole.
+CONTENT_PART, CONTENT_PART_BESIDE_WHITE = 0.5, 0.9
 # From this part of the picture on, rows of zeros at the end are missing content, wherever in a row they start.
 BLACK_END_PART = 1 / 8
 
@@ -26,7 +27,7 @@ def check_size(name: str, width: int, height: int) -> None:
 
 
 def check_no_hole(name: str, samples: NDArray[np.generic]) -> None:
-    """Raises FieldError where pixels (H,W) or (H,W,S), as stored and in the file's order, have a hole.
+    """Raises FieldError where pixels (H,W) or (H,W,S), in the file's order and black at 0, have a hole.
 
     A file that was cut off and filled up, or lost a block, has a run of zeros (or of the largest value: an erased
     block) of a whole row or more that starts or ends in the middle of a row, with content beside it there and in the
@@ -68,10 +69,11 @@ def _breaks_off(flat: NDArray[np.generic], fill: int, start: int, width: int) ->
     """Whether the content before pixel `start` ends in mid-row, while the row before goes on."""
     row = start - start % width
     if start < width:
-        return start > 0
+        return start > 0 and fill == 0
     beside, above = (flat[row:start] != fill).any(1).sum(), (flat[start - width : row] != fill).any(1).sum()
-    is_step = min(beside, above) >= max(1, STEP_PART * width)
-    return bool(is_step and _content(flat, fill, start - width, start) >= CONTENT_PART)
+    least = CONTENT_PART if fill == 0 else CONTENT_PART_BESIDE_WHITE
+    is_step = min(beside, above) >= max(STEP_PX, STEP_PART * width)
+    return bool(is_step and _content(flat, fill, start - width, start) >= least)
 
 
 def _content(flat: NDArray[np.generic], fill: int, start: int, stop: int) -> float:

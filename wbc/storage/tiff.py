@@ -50,7 +50,8 @@ def open_tiff(name: str, content: bytes) -> tuple[Image.Image, int]:
         for part in series.pages:
             _check_whole(name, content, part, page)
         samples = _samples_last(name, tiff, series)
-        check_no_hole(name, samples)
+        is_turned = page.photometric == _WHITE_IS_ZERO and samples.dtype.kind == "u"
+        check_no_hole(name, np.invert(samples) if is_turned else samples)
         return _picture(name, page, samples), int(page.tags.valueof(_ORIENTATION, 1))
 
 

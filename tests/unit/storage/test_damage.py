@@ -4,6 +4,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -97,6 +98,27 @@ def test_restart_markers_out_of_their_order_are_refused() -> None:
     assert content.count(b"\xff\xd3") > 1
     at = content.index(b"\xff\xd3")
     refused(content[:at] + b"\xff\xd5" + content[at + 2 :])
+
+
+def first_visible_flip(content: bytes) -> bytes:
+    """The JPEG with the first bit flipped, from its middle on, that shifts all that follows and gives no warning."""
+    whole = simplejpeg.decode_jpeg(content).astype(int)
+    for at in range(len(content) // 2, len(content) - 2):
+        flipped = content[:at] + bytes([content[at] ^ 8]) + content[at + 1 :]
+        try:
+            pixels = simplejpeg.decode_jpeg(flipped)
+        except ValueError:
+            continue
+        if np.median(abs(pixels[-100:] - whole[-100:])) > 12:
+            return flipped
+    raise AssertionError("no bit does")
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+def test_jpeg_whose_colours_shift_from_one_block_on_is_refused(subsampling: str) -> None:
+    content = encoded(FIELD, "JPEG", quality=92, subsampling=subsampling)
+    with pytest.raises(FieldError, match=r"is damaged: from row \d+, column \d+ on all colours are off by \d+ levels"):
+        decode_field("f", first_visible_flip(content))
 
 
 def test_picture_without_any_content_is_refused() -> None:
