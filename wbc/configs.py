@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from upath import UPath
 
@@ -139,7 +140,13 @@ def _keys(settings: Any, loc: Iterable[int | str]) -> list[str]:
     here = settings
     for part in loc:
         here = _within(_plain(here), part)
-    return [f.name for f in fields(_plain(here))]
+    hints = get_type_hints(_plain(here), include_extras=True)
+    return [_alias(hints[f.name]) or f.name for f in fields(_plain(here))]
+
+
+def _alias(hint: Any) -> str | None:
+    """What a file calls a field that Python cannot call so, as `class`."""
+    return next((m.alias for m in getattr(hint, "__metadata__", ()) if isinstance(m, FieldInfo)), None)
 
 
 def _within(hint: Any, part: int | str) -> Any:

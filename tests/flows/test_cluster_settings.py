@@ -19,10 +19,10 @@ def test_settings_file_names_a_class_with_arguments(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("wrokers = 2", "unknown settings ['wrokers']"),
+        ("wrokers = 2", "wrokers is unknown; the keys are scheduler, class, arguments, workers"),
         ("workers = ", "site.toml"),
-        ("workers = 0", "0 workers"),
-        ('workers = "two"', "site.toml"),
+        ("workers = 0", "workers is 0: input should be greater than 0"),
+        ('workers = "two"', "workers is 'two', not an integer"),
         ('scheduler = "tcp://a:1"\nclass = "a.B"', "tcp://a:1 has its workers"),
         ("[arguments]\nqueue = 1", "none is named"),
         ('class = "a.B"\nminimum = 5\nmaximum = 4', "from 5 to 4"),
@@ -33,10 +33,9 @@ def test_settings_file_names_a_class_with_arguments(tmp_path: Path) -> None:
 def test_wrong_settings_are_refused_with_file_and_reason(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "site.toml"
     path.write_text(text)
-    with pytest.raises(ClusterError) as error:
+    with pytest.raises(ValueError, match=r"site\.toml: ") as error:
         read_settings(str(path))
     assert words in str(error.value)
-    assert "site.toml" in str(error.value)
 
 
 @pytest.mark.parametrize("path", sorted(DEPLOYMENTS.glob("*.toml")), ids=lambda path: path.stem)

@@ -160,7 +160,7 @@ def test_class_named_in_a_settings_file_is_the_cluster(slides: UPath, tmp_path: 
         ({"min_score": 2.0}, ValueError, "min_score"),
         ({"um_per_px": -1.0}, ValueError, "um_per_px"),
         ({"workers": 2}, ValueError, "has its workers"),
-        ({"settings": "/no/such/file.toml"}, OSError, "/no/such/file.toml"),
+        ({"settings": "/no/such/file.toml"}, ValueError, "/no/such/file.toml"),
     ],
 )
 def test_run_that_cannot_be_says_why_before_it_starts(
