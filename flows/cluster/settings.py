@@ -1,5 +1,6 @@
 """Which cluster counts, as a TOML file or the command line says it."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
@@ -27,6 +28,8 @@ class ClusterSettings:
     wait_seconds: PositiveFloat = 300.0
 
     def __post_init__(self) -> None:
+        if self.cluster_class is not None:
+            _check_import_path(self.cluster_class)
         if self.scheduler is not None and (self.cluster_class or self.workers or self.maximum):
             raise ClusterError(f"the cluster at {self.scheduler} has its workers: name no class and no number of them")
         if self.arguments and self.cluster_class is None:
@@ -41,6 +44,14 @@ class ClusterSettings:
         if scheduler is not None:
             return ClusterSettings(scheduler=scheduler, workers=workers, wait_seconds=self.wait_seconds)
         return self if workers is None else replace(self, workers=workers, minimum=1, maximum=None)
+
+
+def _check_import_path(path: str) -> None:
+    """Raises ClusterError where `path` can be no cluster class: what can be said without importing anything."""
+    if not all(map(str.isidentifier, path.split("."))) or "." not in path:
+        raise ClusterError(f"{path!r} is not the import path of a class, like dask_jobqueue.SLURMCluster")
+    if path.partition(".")[0] in sys.stdlib_module_names:
+        raise ClusterError(f"{path} is part of Python itself, no Dask cluster")
 
 
 def read_settings(path: str) -> ClusterSettings:

@@ -1,9 +1,10 @@
 """From settings to something that a Dask client can connect to: an address, or a cluster that starts and ends here."""
 
-import importlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from flows.cluster.errors import ClusterError
@@ -58,16 +59,18 @@ def _cluster_of_class(path: str, arguments: Mapping[str, Any]) -> Any:
         raise ClusterError(f"{path} with {dict(arguments)} does not start: {error}") from error
 
 
-def _import_class(path: str) -> Callable[..., Any]:
+def _import_class(path: str) -> type[Any]:
+    """The cluster class at an import path: nothing else that can be called will do."""
+    from distributed.deploy.cluster import Cluster
+
     module, _, name = path.rpartition(".")
     package = module.partition(".")[0]
-    if not module:
-        raise ClusterError(f"{path!r} is not the import path of a class, like dask_jobqueue.SLURMCluster")
+    if find_spec(package) is None:
+        raise ClusterError(f"cluster class {path}: {package} is not installed: pip install {package.replace('_', '-')}")
     try:
-        cluster_class: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        hint = f": pip install {package.replace('_', '-')}" if error.name == package else ""
-        raise ClusterError(f"cluster class {path}: {error}{hint}") from error
-    except AttributeError as error:
+        cluster_class = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
         raise ClusterError(f"cluster class {path}: {error}") from error
+    if not (isinstance(cluster_class, type) and issubclass(cluster_class, Cluster)):
+        raise ClusterError(f"{path} is not a Dask cluster class, which is a subclass of distributed.deploy.Cluster")
     return cluster_class

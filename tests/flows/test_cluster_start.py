@@ -1,6 +1,8 @@
 """Cluster classes: what is wrong with one in words, and what one without workers comes to."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from distributed import get_worker
@@ -20,7 +22,6 @@ def add(a: int, b: int) -> int:
     [
         ("no_such_package.SomeCluster", "pip install no-such-package"),
         ("distributed.NoSuchCluster", "NoSuchCluster"),
-        ("LocalCluster", "not the import path"),
         ("distributed.deploy.nowhere.Cluster", "distributed.deploy.nowhere"),
     ],
 )
@@ -29,6 +30,25 @@ def test_class_that_is_not_there_is_named(path: str, words: str) -> None:
         pass
     assert words in str(error.value)
     assert path in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["distributed.get_client", "distributed.Client", "numpy.testing.assert_equal"])
+def test_callable_that_is_no_cluster_class_is_not_called(path: str) -> None:
+    settings = ClusterSettings(cluster_class=path, arguments={"address": "true"})
+    words = rf"{path} is not a Dask cluster class.*distributed.deploy.Cluster"
+    with pytest.raises(ClusterError, match=words), open_cluster(settings, "cpu", []):
+        pass
+
+
+@pytest.mark.dask
+def test_subclass_of_a_cluster_in_a_package_of_the_site_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_threads: InThreads
+) -> None:
+    (tmp_path / "site_clusters.py").write_text("import distributed\n\nclass Ours(distributed.LocalCluster): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = replace(in_threads(), cluster_class="site_clusters.Ours")
+    with open_cluster(settings, "cpu", []) as opened:
+        assert opened.reading.submit(add, 1, 2).result(timeout=60) == 3
 
 
 def test_class_that_does_not_start_is_named_with_its_arguments(in_threads: InThreads) -> None:
