@@ -14,7 +14,7 @@ from flows.cluster.start import start
 from wbc.models.registry import ModelRef
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Security
 
 CONNECT_SECONDS = 30
 
@@ -39,7 +39,7 @@ def open_cluster(settings: ClusterSettings, device: str, models: Sequence[ModelR
     However the block is left, calls under way are cancelled, and a cluster that was started here is closed; one that
     ran before runs on. Raises ClusterError.
     """
-    with _quiet(), start(settings, device) as (where, device_there), _connect(where) as client:
+    with _quiet(), start(settings, device) as (where, device_there, security), _connect(where, security) as client:
         _wait_for_worker(client, settings)
         check_workers(client, models)
         threads, resources = _capacity(client, settings)
@@ -59,13 +59,17 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _connect(where: Any) -> "Client":
+def _connect(where: Any, security: "Security | None") -> "Client":
     from distributed import Client
 
     # A default client is the one that other people's code in this process would pick up unasked.
     try:
-        return Client(where, timeout=CONNECT_SECONDS, set_as_default=False)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError) as error:
+        return Client(where, security=security, timeout=CONNECT_SECONDS, set_as_default=False)  # type: ignore[no-untyped-call]
+    except TypeError as error:  # so Dask says it
+        raise ClusterError(
+            f"the scheduler at {where} wants a certificate: name it in a settings file's [security]"
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
         raise ClusterError(f"no Dask scheduler answers at {where} within {CONNECT_SECONDS} s: {error}") from error
 
 

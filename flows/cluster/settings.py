@@ -12,11 +12,28 @@ from wbc.configs import read_toml
 
 
 @dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Paths of PEM files, by the names that `distributed.Security` gives them.
+
+    Where the scheduler's or the workers' are not named, they are the client's.
+    """
+
+    tls_ca_file: str
+    tls_client_cert: str
+    tls_client_key: str
+    tls_scheduler_cert: str | None = None
+    tls_scheduler_key: str | None = None
+    tls_worker_cert: str | None = None
+    tls_worker_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterSettings:
     """Which cluster counts: one that runs (`scheduler`, its address), one to start (`cluster_class`), or this machine.
 
     `cluster_class` (`class` in a file) is an import path, called with `arguments`. `workers` is their number, or from
-    `minimum` to `maximum` as the work needs. The first worker may take `wait_seconds`, in a batch queue say.
+    `minimum` to `maximum` as the work needs. The first worker may take `wait_seconds`, in a batch queue say. Only who
+    holds the certificates of `security` may connect; without it, a cluster on this machine has one of its own.
     """
 
     scheduler: str | None = None
@@ -26,6 +43,7 @@ class ClusterSettings:
     minimum: PositiveInt = 1
     maximum: PositiveInt | None = None
     wait_seconds: PositiveFloat = 300.0
+    security: TlsFiles | None = None
 
     def __post_init__(self) -> None:
         if self.cluster_class is not None:
@@ -42,7 +60,9 @@ class ClusterSettings:
     def overridden(self, workers: int | None, scheduler: str | None) -> "ClusterSettings":
         """These settings with what was asked for on top: a scheduler's address replaces any other cluster."""
         if scheduler is not None:
-            return ClusterSettings(scheduler=scheduler, workers=workers, wait_seconds=self.wait_seconds)
+            return ClusterSettings(
+                scheduler=scheduler, workers=workers, wait_seconds=self.wait_seconds, security=self.security
+            )
         return self if workers is None else replace(self, workers=workers, minimum=1, maximum=None)
 
 

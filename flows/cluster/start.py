@@ -5,11 +5,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.cluster.errors import ClusterError
+from flows.cluster.security import certificate_in, own_certificate
 from flows.cluster.settings import ClusterSettings
 from flows.cluster.this_machine import cluster_here, visible_gpus
+
+if TYPE_CHECKING:
+    from distributed import Security
 
 # A worker process that died is started again by its nanny. On a busy machine that takes longer than the 15 s after
 # which Dask would give the worker up for lost, and with the last one the run.
@@ -17,23 +21,27 @@ PATIENCE_WITH_LOST_WORKERS = {"distributed.deploy.lost-worker-timeout": "1 hour"
 
 
 @contextmanager
-def start(settings: ClusterSettings, device: str) -> Iterator[tuple[Any, str]]:
-    """What a client connects to, and the device of models there. What was started ends with the block."""
+def start(settings: ClusterSettings, device: str) -> Iterator[tuple[Any, str, "Security | None"]]:
+    """What a client connects to, the device of models there, and the certificate that a scheduler's address asks for.
+
+    What was started brings its own certificate along, and ends with the block.
+    """
     import dask
 
+    security = None if settings.security is None else certificate_in(settings.security)
     if settings.scheduler is not None:
-        yield settings.scheduler, device
+        yield settings.scheduler, device, security
         return
     # Calls to a cluster that has lost its last worker fail after this time, and are not waited for without end.
     with dask.config.set({"distributed.scheduler.no-workers-timeout": settings.wait_seconds}):
         if settings.cluster_class is None:
-            cluster = cluster_here(settings.workers, gpus := visible_gpus(device))
+            cluster = cluster_here(settings.workers, gpus := visible_gpus(device), security or own_certificate())
             device = "cuda" if gpus else "cpu"
         else:
-            cluster = _cluster_of_class(settings.cluster_class, settings.arguments)
+            cluster = _cluster_of_class(settings.cluster_class, settings.arguments, security)
         with dask.config.set(PATIENCE_WITH_LOST_WORKERS if _runs_here(cluster, settings) else {}), cluster:
             _scale(cluster, settings)
-            yield cluster, device
+            yield cluster, device, None
             # On a busy machine workers leave slowly and are killed then, which does no harm: no need to tell.
             logging.getLogger("distributed").setLevel(logging.ERROR)
 
@@ -51,12 +59,21 @@ def _scale(cluster: Any, settings: ClusterSettings) -> None:
         cluster.scale(settings.workers)
 
 
-def _cluster_of_class(path: str, arguments: Mapping[str, Any]) -> Any:
+def _cluster_of_class(path: str, arguments: Mapping[str, Any], security: "Security | None") -> Any:
     cluster_class = _import_class(path)
+    certificate = security or _certificate_for(cluster_class, arguments)
     try:
-        return cluster_class(**arguments)
+        return cluster_class(**arguments, **({"security": certificate} if certificate else {}))
     except Exception as error:  # every cluster class raises errors of its own
         raise ClusterError(f"{path} with {dict(arguments)} does not start: {error}") from error
+
+
+def _certificate_for(cluster_class: type[Any], arguments: Mapping[str, Any]) -> "Security | None":
+    """The run's own certificate for processes on this machine; what else the arguments say of it stands."""
+    from distributed import LocalCluster
+
+    open_here = issubclass(cluster_class, LocalCluster) and arguments.get("processes", True)
+    return own_certificate() if open_here and not {"security", "protocol"} & arguments.keys() else None
 
 
 def _import_class(path: str) -> type[Any]:

@@ -7,17 +7,20 @@ import signal
 import sys
 from collections.abc import Sequence
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.cluster.errors import ClusterError
 
+if TYPE_CHECKING:
+    from distributed import Security
+
 WORKER_BYTES = 2 << 30
 MOST_READING_THREADS = 8
-LOOPBACK = {"host": "127.0.0.1", "protocol": "tcp://", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
+LOOPBACK = {"host": "127.0.0.1", "protocol": "tls://", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
 SEMAPHORE_WARNING = "ignore:resource_tracker:UserWarning"
 
 
-def cluster_here(workers: int | None, gpus: Sequence[str]) -> Any:
+def cluster_here(workers: int | None, gpus: Sequence[str], security: "Security") -> Any:
     """A cluster of worker processes on this machine: one a GPU, else one a core, as memory allows."""
     from dask.system import CPU_COUNT
     from distributed import Scheduler, SpecCluster
@@ -25,11 +28,12 @@ def cluster_here(workers: int | None, gpus: Sequence[str]) -> Any:
     from distributed.system import MEMORY_LIMIT
 
     n_workers = workers or len(gpus) or max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_BYTES))
-    memory = int(0.9 * MEMORY_LIMIT / n_workers)
-    specs = {i: _worker(i, gpus, max(1, CPU_COUNT // n_workers), memory) for i in range(n_workers)}
-    scheduler = {"cls": Scheduler, "options": LOOPBACK | {"port": 0}}
+    cores, memory = max(1, CPU_COUNT // n_workers), int(0.9 * MEMORY_LIMIT / n_workers)
+    common = LOOPBACK | {"security": security}
+    specs = {i: {"cls": _nanny, "options": common | _share(i, gpus, cores, memory)} for i in range(n_workers)}
+    scheduler = {"cls": Scheduler, "options": common | {"port": 0}}
     try:
-        return SpecCluster(workers=specs, scheduler=scheduler, silence_logs=logging.WARNING)  # type: ignore[no-untyped-call]
+        return SpecCluster(specs, scheduler=scheduler, security=security, silence_logs=logging.WARNING)  # type: ignore[no-untyped-call]
     except KeyboardInterrupt:
         # Dask would close the cluster when Python exits, and cannot close one that is half started. Its workers end
         # with this process anyway.
@@ -37,20 +41,19 @@ def cluster_here(workers: int | None, gpus: Sequence[str]) -> Any:
         raise
 
 
-def _worker(i: int, gpus: Sequence[str], cores: int, memory_limit: int) -> dict[str, Any]:
-    """Dask's description of the i-th worker."""
+def _share(i: int, gpus: Sequence[str], cores: int, memory_limit: int) -> dict[str, Any]:
+    """What the i-th worker has of the machine, as options of Dask's worker."""
     # A GPU's worker decodes fields on its cores while the GPU computes; a CPU's gives its cores to the model.
     threads, model_threads = (min(cores, MOST_READING_THREADS), 1) if gpus else (1, cores)
     # Threads that spin while they wait for each other take the cores from the other workers.
     env = {"OMP_NUM_THREADS": model_threads, "MKL_NUM_THREADS": model_threads, "OMP_WAIT_POLICY": "passive"}
-    options = LOOPBACK | {
+    return {
         "nthreads": threads,
         "memory_limit": memory_limit,
         "silence_logs": logging.CRITICAL,  # a call brings its errors back; the nanny tells the rest, here
         "resources": {"GPU": 1} if gpus else None,
         "env": env | {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)] if gpus else ""},
     }
-    return {"cls": _nanny, "options": options}
 
 
 def _nanny(*args: Any, **options: Any) -> Any:

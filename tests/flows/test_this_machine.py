@@ -45,7 +45,7 @@ def test_this_machines_cluster_shares_the_cores_and_is_gone_after_an_error(
     assert worker["threads"] == len(os.sched_getaffinity(0))
     assert worker["calls"] == 1
     assert not worker["hears_ctrl_c"]
-    assert worker["address"].startswith("tcp://127.0.0.1:")
+    assert worker["address"].startswith("tls://127.0.0.1:")
     assert not psutil.pid_exists(worker["pid"])
     assert not Path(worker["folder"]).exists()
     assert list(tmp_path.iterdir()) == []
