@@ -1,8 +1,12 @@
 """Pictures with labelled boxes: the one form that every annotation format is read into."""
 
+import json
 import logging
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +34,42 @@ class LabelledPicture:
 def find_pictures(folder: Path) -> dict[str, Path]:
     """The picture files of a folder by their stem; annotations may lie beside them."""
     return {p.stem: p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()}
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file. Raises ValueError, naming it, where it cannot be read, is no JSON or nests too deep."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+
+
+def picture_at(images: Path, name: str, annotations: Path) -> Path:
+    """The picture `name` below `images`. Raises ValueError where `annotations` tell of one that is not there."""
+    path = images / name
+    if not path.is_file():
+        raise ValueError(f"{annotations}: picture {path} is missing")
+    return path
+
+
+def cell_type_of(name: object, names: Mapping[str, str] | None, where: str) -> str:
+    """The cell type that an annotation's `name` means: by `names`, or as it stands where that is None.
+
+    Raises ValueError, beginning with `where`, for a name that is none.
+    """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{where}: label {name!r} is not a name")
+    if names is not None and name not in names:
+        raise ValueError(f"{where}: label {name!r} is none of {sorted(names)}")
+    return name if names is None else names[name]
+
+
+def finite(values: Sequence[object], where: str) -> list[float]:
+    """Numbers as they are. Raises ValueError, beginning with `where`, for what is none, or not finite."""
+    numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)]
+    if len(numbers) != len(values):
+        raise ValueError(f"{where}: {list(values)} are not finite numbers")
+    return [float(n) for n in numbers]
 
 
 def clean(path: Path, boxes: list[tuple[float, float, float, float]], labels: list[str]) -> LabelledPicture:

@@ -14,8 +14,10 @@ from torch.utils.data import Dataset
 from wbc.datasets.augment import Jitter
 from wbc.datasets.coco import read_coco
 from wbc.datasets.fractions import read_fractions
+from wbc.datasets.geojson import read_geojson
 from wbc.datasets.labels import LabelledPicture, red_cell_um_per_px
 from wbc.datasets.mosaic import MosaicSettings, Source, draw_mosaic, load_source
+from wbc.datasets.via import read_via
 from wbc.datasets.voc import read_voc
 from wbc.datasets.yolo import read_yolo
 from wbc.synth.smear import NORMAL_BLOOD, SmearSettings, draw_stain, render_field
@@ -29,10 +31,11 @@ class BoxData:
     `split` lists files of stems to keep; `split_csv` keeps stems (column `image`) of a CSV whose `split` column is
     `train`. `weight` is how often it is drawn, beside the others. `names` maps its labels to cell types (for yolo: in
     the order of its class numbers). `um_per_px` is measured from red cells where it is not given; `keep` is a pattern
-    that a picture's path must match. `set` is what figures measured on it are called.
+    that a picture's path must match. `set` is what figures measured on it are called. `attribute` is what names
+    a region of VIA's, where its regions have several.
     """
 
-    format: Literal["voc", "yolo", "coco", "fractions"]
+    format: Literal["voc", "yolo", "coco", "fractions", "via", "geojson"]
     images: str
     annotations: str
     names: dict[str, str]
@@ -43,6 +46,7 @@ class BoxData:
     um_per_px: float | None = None
     keep: str = "*"
     set: str = ""
+    attribute: str = ""
 
 
 def read_boxes(spec: BoxData, root: Path) -> list[LabelledPicture]:
@@ -65,6 +69,10 @@ def _read_format(spec: BoxData, root: Path) -> list[LabelledPicture]:
             return read_yolo(images, annotations, list(spec.names.values()), stems)
         case "coco":
             return read_coco(images, annotations, spec.names)
+        case "via":
+            return read_via(images, annotations, spec.names, spec.attribute)
+        case "geojson":
+            return read_geojson(images, annotations, spec.names)
         case "fractions":
             return read_fractions(images, annotations, spec.names, list(spec.leave_out))
 
