@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
 from upath import UPath
@@ -30,6 +31,8 @@ MakeSlide = Callable[..., UPath]
 MakeJob = Callable[..., Job]
 CommitSlide = Callable[..., None]
 
+settings.register_profile("wbc", deadline=None)  # how long an example takes tells of the machine's other work
+settings.load_profile("wbc")
 torch.set_num_threads(1)  # tests share the machine with each other, and small tensors gain nothing from threads
 
 
