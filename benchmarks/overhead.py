@@ -30,6 +30,7 @@ from wbc.differential import differential_of
 from wbc.models import registry
 from wbc.models.registry import LoadedModel
 from wbc.storage import images, tables
+from wbc.storage.counts import commit, read_slide_row
 from wbc.storage.layout import Layout
 from wbc.storage.pixels import create_group, read_pixels, write_pixels
 from wbc.taxonomy import GENERIC, load_taxonomy
@@ -165,8 +166,8 @@ def _write_tables(slide: Slide, job: Job) -> None:
     scores = [found[name].to_numpy() for name in ("score", "type_score")]
     result = differential_of(types, job.taxonomy, 0)
     cells = tables.cells_table(slide.slide_id, found["field"].to_pylist(), sides, types, scores[0], scores[1])
-    row = tables.read_slide_row(job.out, slide.slide_id)
-    tables.commit(job.out, cells, tables.differentials_table(slide.slide_id, result), row)
+    row = read_slide_row(job.out, slide.slide_id)
+    commit(job.out, cells, tables.differentials_table(slide.slide_id, result), row)
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
 from wbc.models.registry import LoadedModel
 from wbc.storage import tables
+from wbc.storage.counts import commit
 from wbc.storage.tables import FailedField, Seconds, SlideRow
 from wbc.taxonomy import Taxonomy, load_taxonomy
 
@@ -191,6 +192,6 @@ def commit_slide() -> CommitSlide:
             wbc_version="0.1.0",
             seconds=Seconds(),
         )
-        tables.commit(out, cells, tables.differentials_table(slide_id, result), row)
+        commit(out, cells, tables.differentials_table(slide_id, result), row)
 
     return committed

@@ -7,7 +7,7 @@ from pathlib import Path
 from upath import UPath
 
 from wbc.counting.slide import Job, count_slide, is_counted, record_failure
-from wbc.storage import tables
+from wbc.storage.counts import read_slide_row
 from wbc.storage.layout import Layout
 from wbc.storage.slides import discover
 
@@ -19,12 +19,12 @@ def test_a_failed_slide_is_in_the_tables_until_it_is_counted(
     job = make_job(UPath(tmp_path / "out"))
     Layout(job.out).check_writable()
     record_failure(slide, job, "a worker died 3 times")
-    row = tables.read_slide_row(job.out, slide.slide_id)
+    row = read_slide_row(job.out, slide.slide_id)
     assert "slide_failed" in row.flags
     assert [f.reason for f in row.failed_fields] == ["a worker died 3 times"]
     assert row.n_cells == 0
     assert not is_counted(slide, job)
     with ThreadPoolExecutor(1) as executor:
         count_slide(slide, job, executor)
-    assert "slide_failed" not in tables.read_slide_row(job.out, slide.slide_id).flags
+    assert "slide_failed" not in read_slide_row(job.out, slide.slide_id).flags
     assert is_counted(slide, job)

@@ -19,8 +19,8 @@ from wbc.counting.slide import Job, count_slide
 from wbc.datasets.coco import read_coco
 from wbc.datasets.labels import LabelledPicture
 from wbc.models import registry
+from wbc.storage.counts import read_slide_row, read_table
 from wbc.storage.slides import discover
-from wbc.storage.tables import read_slide_row, read_table
 from wbc.taxonomy import GENERIC, load_taxonomy
 
 pytestmark = pytest.mark.real

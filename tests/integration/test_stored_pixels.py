@@ -14,7 +14,7 @@ from upath import UPath
 
 from wbc.counting import slide as slide_room
 from wbc.counting.slide import Job, count_ingested, count_slide, ingest_slide, is_counted
-from wbc.storage import tables
+from wbc.storage.counts import read_slide_row
 from wbc.storage.slides import discover
 from wbc.types import Slide
 
@@ -86,13 +86,13 @@ def test_a_field_whose_pixels_are_lost_and_whose_file_has_changed_fails_and_is_c
     Image.new("RGB", (320, 240), "white").save(slide.field_paths[1].path)
     outcome = count_ingested(ingested, job, threads)
     assert [(f.field, f.reason) for f in outcome.failed_fields] == [("f001.png", "changed while it was counted")]
-    row = tables.read_slide_row(job.out, "s1")
+    row = read_slide_row(job.out, "s1")
     assert (row.n_cells, row.n_fields_failed, row.failed_fields) == (12, 1, outcome.failed_fields)
     assert "fields_failed" in row.flags
     assert not is_counted(slide, job)
     again = count_slide(slide, job, threads)
     assert (again.status, again.n_cells, again.failed_fields) == ("counted", 12, ())
-    assert tables.read_slide_row(job.out, "s1").count_id != row.count_id
+    assert read_slide_row(job.out, "s1").count_id != row.count_id
 
 
 def test_a_field_whose_pixels_are_lost_and_whose_file_is_gone_fails(slide: Slide, job: Job, threads: Executor) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from wbc.cli.options import AsJson
-from wbc.cli.terminal import print_json, print_tables, usage_errors
+from wbc.cli.terminal import print_json, print_missing, print_tables, usage_errors
 
 MOST_NAMED = 10
 
@@ -20,7 +20,7 @@ def show(
     with usage_errors():
         from upath import UPath
 
-        from wbc.counting.report import read_report, report_json
+        from wbc.counting.report import read_reports, report_json
         from wbc.storage.layout import Layout
 
         counted = Layout(UPath(out)).slide_ids()
@@ -28,11 +28,12 @@ def show(
             raise ValueError(f"{out}: no slide was counted here")
         if slide is not None and slide not in counted:
             raise ValueError(f"{out}: no count of slide {slide!r}; there are {_first(counted)}")
-        reports = [read_report(UPath(out), slide_id) for slide_id in ([slide] if slide else counted)]
+        reports, broken = read_reports(UPath(out), [slide] if slide else counted)
     if as_json:
-        print_json(out, [report_json(report) for report in reports])
+        print_json(out, [report_json(report) for report in reports.values()])
     else:
-        print_tables(reports)
+        print_tables(list(reports.values()))
+    print_missing(f"{slide_id}: {reason}" for slide_id, reason in broken.items())
 
 
 def _first(names: Sequence[str]) -> str:

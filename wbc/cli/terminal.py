@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -96,14 +96,20 @@ def print_count(outcomes: "Sequence[SlideOutcome]", out: str, as_json: bool) -> 
     from upath import UPath
 
     from wbc.cli.tables import failures
-    from wbc.counting.report import outcome_json, read_report
+    from wbc.counting.report import outcome_json, read_reports
 
-    counted = {o.slide_id: read_report(UPath(out), o.slide_id) for o in outcomes if o.status != "failed"}
+    counted, broken = read_reports(UPath(out), [o.slide_id for o in outcomes if o.status != "failed"])
     if as_json:
         print_json(out, [outcome_json(o, counted.get(o.slide_id)) for o in outcomes])
     else:
         print_tables(list(counted.values()))
-    missing = [line for outcome in outcomes for line in failures(outcome)]
+    unreadable = [f"{slide_id}: {reason}" for slide_id, reason in broken.items()]
+    print_missing([line for outcome in outcomes for line in failures(outcome)] + unreadable)
+
+
+def print_missing(lines: Iterable[str]) -> None:
+    """What is missing from a count, a line each, on stderr; exit status 3 where there is any."""
+    missing = list(lines)
     for line in missing:
         typer.echo(line, err=True)
     if missing:

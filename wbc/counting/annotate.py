@@ -13,9 +13,10 @@ from upath import UPath
 from wbc.counting.drawing import draw_cells
 from wbc.counting.report import SlideReport, read_report, report_taxonomy
 from wbc.storage.atomic import write_whole
+from wbc.storage.counts import read_slide_row, read_table
 from wbc.storage.images import read_field
 from wbc.storage.layout import Layout
-from wbc.storage.tables import SlideRow, arrow_text, read_slide_row, read_table
+from wbc.storage.tables import SlideRow, arrow_text
 from wbc.types import Slide
 
 Cells = Literal["white", "all"]

@@ -10,6 +10,7 @@ from wbc.counting.job import COUNTING_VERSION, Job, count_id, taxonomy_digest
 from wbc.differential import differential_of
 from wbc.models.registry import ModelRef
 from wbc.storage import tables
+from wbc.storage.counts import commit
 from wbc.storage.stamps import FieldRecord, write_stamps
 from wbc.storage.tables import FailedField, Seconds, SlideRow
 from wbc.types import Differential, Slide
@@ -33,8 +34,7 @@ def commit_count(counted: CountedSlide, job: Job) -> SlideRow:
         precision=counted.precision,
     )
     keep_stamps(slide, counted.fields, job)
-    tables.commit(job.out, cells, tables.differentials_table(slide.slide_id, result), row)
-    return row
+    return commit(job.out, cells, tables.differentials_table(slide.slide_id, result), row)
 
 
 def commit_failure(failure: SlideFailure, job: Job) -> None:
@@ -47,7 +47,7 @@ def commit_failure(failure: SlideFailure, job: Job) -> None:
     row = _row(slide, job, result, ("slide_failed",), count_id="failed", failed_fields=failed)
     keep_stamps(slide, (), job)
     cells = _cells_table(slide, CountedChunk.empty())
-    tables.commit(job.out, cells, tables.differentials_table(slide.slide_id, result), row)
+    commit(job.out, cells, tables.differentials_table(slide.slide_id, result), row)
 
 
 def keep_stamps(slide: Slide, fields: tuple[IngestedField, ...], job: Job) -> None:

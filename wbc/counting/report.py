@@ -1,13 +1,15 @@
 """A committed count as data, for the terminal, for scripts and for the flow run's page; what became of a slide."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from upath import UPath
 
+from wbc.storage.counts import read_count
 from wbc.storage.layout import Layout
-from wbc.storage.tables import SlideRow, read_slide_row, read_table
+from wbc.storage.tables import SlideRow
 from wbc.taxonomy import Taxonomy, load_taxonomy, shipped_taxonomies
 from wbc.types import DifferentialRow
 
@@ -25,13 +27,25 @@ class SlideReport:
 
 def read_report(out: UPath, slide_id: str) -> SlideReport:
     """A slide's count from its tables. Raises FileNotFoundError where there is none, ValueError where it is broken."""
-    row, table = read_slide_row(out, slide_id), read_table(out, "differentials", slide_id)
+    count = read_count(out, slide_id)
+    lines = count.differentials.drop_columns("slide_id").to_pylist()
     try:
-        return SlideReport(row, tuple(DifferentialRow(**line) for line in table.drop_columns("slide_id").to_pylist()))
+        return SlideReport(count.row, tuple(DifferentialRow(**line) for line in lines))
     except (TypeError, KeyError) as error:
         raise ValueError(
             f"{str(Layout(out).table('differentials', slide_id))!r} holds no differential: {error}"
         ) from error
+
+
+def read_reports(out: UPath, slide_ids: Iterable[str]) -> tuple[dict[str, SlideReport], dict[str, str]]:
+    """The counts of some slides by their ids; and of those that cannot be read, why."""
+    reports, broken = {}, {}
+    for slide_id in slide_ids:
+        try:
+            reports[slide_id] = read_report(out, slide_id)
+        except (OSError, ValueError) as error:
+            broken[slide_id] = f"{error}; the next `wbc count` counts it again"
+    return reports, broken
 
 
 def report_taxonomy(report: SlideReport) -> Taxonomy | None:

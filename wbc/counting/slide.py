@@ -16,8 +16,8 @@ from wbc.counting.handover import CountedChunk, CountedSlide, Ingested, Scale, S
 from wbc.counting.job import CountSettings, Job, WorkSettings, is_count_of
 from wbc.counting.record import commit_count, commit_failure, digests, keep_stamps
 from wbc.counting.worker import count_chunk, ingest_chunk, look_for_scale
-from wbc.storage import tables
 from wbc.storage.atomic import remove_folder
+from wbc.storage.counts import committed_count_id, read_slide_row
 from wbc.storage.pixels import create_group
 from wbc.storage.stamps import known_digests
 from wbc.types import ChunkKey, Slide
@@ -59,12 +59,12 @@ def is_counted(slide: Slide, job: Job) -> bool:
 
 
 def _stands(slide: Slide, digests_by_name: Mapping[str, str], job: Job) -> bool:
-    return is_count_of(tables.committed_count_id(job.out, slide.slide_id), slide, digests_by_name, job)
+    return is_count_of(committed_count_id(job.out, slide.slide_id), slide, digests_by_name, job)
 
 
 def unchanged(slide: Slide, out: UPath, seconds: float = 0.0) -> SlideOutcome:
     """The outcome of a slide whose committed count stands. Raises FileNotFoundError where it has none."""
-    row = tables.read_slide_row(out, slide.slide_id)
+    row = read_slide_row(out, slide.slide_id)
     return SlideOutcome(slide.slide_id, "unchanged", row.n_fields, row.n_cells, row.failed_fields, seconds)
 
 

@@ -16,6 +16,7 @@ from wbc.counting.annotate import Cells, annotate_slide, is_drawn
 from wbc.counting.drawing import COLOURS
 from wbc.differential import differential_of
 from wbc.storage import tables
+from wbc.storage.counts import commit
 from wbc.storage.images import read_field
 from wbc.storage.layout import Layout
 from wbc.storage.tables import FailedField, Seconds, SlideRow, cells_table
@@ -91,7 +92,7 @@ def counted(
         wbc_version="0",
         seconds=Seconds(),
     )
-    tables.commit(out, table, tables.differentials_table(slide.slide_id, result), row)
+    commit(out, table, tables.differentials_table(slide.slide_id, result), row)
     return slide
 
 

@@ -1,0 +1,188 @@
+"""A slide's count in OUT: committed by one rename, read whole, and known for broken where it is.
+
+A count is three files, `OUT/{cells,differentials,slides}/<slide_id>.parquet`, and its row in `slides` holds the digests
+of the other two: files that agree with the row are one count, others are a torn one. `commit` goes these steps, each of
+which either happened or did not, however the run ends:
+
+1. All three new files are written beside their places under names `.….tmp`, which readers of a folder pass over.
+   Only here and in step 2 can the disk be full; the old count then still stands whole.
+2. Where a count with another `count_id` stands, its files are copied to `OUT/history/<count_id>/`, those of them that
+   agree with its row; a copy that exists is written again.
+3. The new `cells`, `differentials` and `slides` take the places of the old ones, in this order, each by one renaming:
+   no file is ever missing. The row is the commit.
+
+A run that is killed before step 3 leaves the old count, one killed within it a torn count, whose old files are in the
+history already. A torn count does not stand: the next run counts the slide again and ends with the same files. Readers
+need no lock; in the moment between two renamings `read_count` reads again.
+"""
+
+import hashlib
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from upath import UPath
+
+from wbc.storage import atomic
+from wbc.storage.layout import Layout, TableName
+from wbc.storage.tables import SCHEMAS, FailedField, Seconds, SlideRow, slides_table
+
+PATIENCE_SECONDS, PAUSE_SECONDS = 1.0, 0.02
+_OTHERS: tuple[TableName, ...] = ("cells", "differentials")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StandingCount:
+    """The three tables of one count of a slide."""
+
+    row: SlideRow
+    cells: pa.Table
+    differentials: pa.Table
+
+
+def commit(out: UPath, cells: pa.Table, differentials: pa.Table, row: SlideRow) -> SlideRow:
+    """Make `row`, with its cells and differentials, the count of its slide, in the steps told at this module's top.
+
+    Returns the row with the digests of the two. A count with another `count_id` that stood there goes to the history;
+    one with the same is replaced. Raises ValueError where a table has another schema, OSError where it cannot be
+    written: the old count then stands whole.
+    """
+    layout = Layout(out)
+    cells_file, differentials_file = _parquet("cells", cells), _parquet("differentials", differentials)
+    row = replace(row, cells_digest=_digest(cells_file), differentials_digest=_digest(differentials_file))
+    contents = {
+        layout.table("cells", row.slide_id): cells_file,
+        layout.table("differentials", row.slide_id): differentials_file,
+        layout.table("slides", row.slide_id): _parquet("slides", slides_table(row)),
+    }
+    with atomic.staged(contents, durable=True):
+        _keep_superseded(layout, row)
+    return row
+
+
+def _keep_superseded(layout: Layout, row: SlideRow) -> None:
+    """Copy to the history what is whole of a slide's count with another id than that of the new `row`."""
+    slides = layout.table("slides", row.slide_id)
+    digests = _digests(slides)
+    if digests is None or digests["count_id"] == row.count_id:
+        return
+    kept = layout.history(str(digests["count_id"]))
+    copies = {kept.table("slides", row.slide_id): slides.read_bytes()}
+    for name in _OTHERS:
+        content = _content(layout.table(name, row.slide_id))
+        if content is not None and digests[f"{name}_digest"] in (None, _digest(content)):
+            copies[kept.table(name, row.slide_id)] = content
+    with atomic.staged(copies, durable=True):
+        pass
+
+
+def committed_count_id(out: UPath, slide_id: str) -> str | None:
+    """The `count_id` of the count that stands for a slide.
+
+    None where none does: a file is gone or broken, is not of the same count, or was written before rows held digests.
+    """
+    layout = Layout(out)
+    digests = _digests(layout.table("slides", slide_id))
+    if digests is None:
+        return None
+    for name in _OTHERS:
+        content = _content(layout.table(name, slide_id))
+        if content is None or _digest(content) != digests[f"{name}_digest"]:
+            return None
+    return digests["count_id"]
+
+
+def read_count(out: UPath, slide_id: str) -> StandingCount:
+    """A slide's count, its three files of one commit, also while another process replaces them.
+
+    Rows without digests, of an older version, are taken at their word. Raises FileNotFoundError where the slide has no
+    row, ValueError, after a second, where its files are broken or are not of one count.
+    """
+    last = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return _read_once(out, slide_id)
+        except ValueError:
+            if time.monotonic() > last:
+                raise
+        time.sleep(PAUSE_SECONDS)
+
+
+def _read_once(out: UPath, slide_id: str) -> StandingCount:
+    row, tables = read_slide_row(out, slide_id), {}
+    for name in _OTHERS:
+        path = Layout(out).table(name, slide_id)
+        content, told = _content(path), getattr(row, f"{name}_digest")
+        if content is None:
+            raise ValueError(f"{str(path)!r} is gone, or cannot be read")
+        if told not in (None, _digest(content)):
+            raise ValueError(f"{str(path)!r} is not of the count that the slide's row in slides tells of")
+        tables[name] = _table(path, name, content)
+    return StandingCount(row, tables["cells"], tables["differentials"])
+
+
+def read_table(out: UPath, table: TableName, slide_id: str) -> pa.Table:
+    """One table of a slide. Raises FileNotFoundError where there is none, ValueError where it is broken."""
+    path = Layout(out).table(table, slide_id)
+    return _table(path, table, path.read_bytes())
+
+
+def read_slide_row(out: UPath, slide_id: str) -> SlideRow:
+    """A slide's row in `slides`. Raises FileNotFoundError where there is none, ValueError where it is broken."""
+    table = read_table(out, "slides", slide_id)
+    try:
+        (row,) = table.drop_columns("counted_at").to_pylist()
+        # To make a time with its zone pyarrow imports pandas, which takes longer than all else that is done here.
+        (counted_at,) = table["counted_at"].cast(pa.timestamp("us")).to_pylist()
+        failed = tuple(FailedField(**field) for field in row["failed_fields"])
+        parts = {"failed_fields": failed, "flags": tuple(row["flags"]), "seconds": Seconds(**row["seconds"])}
+        return SlideRow(**row | parts, counted_at=counted_at.replace(tzinfo=UTC))
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{str(Layout(out).table('slides', slide_id))!r} holds no row of slides: {error}") from error
+
+
+def _digests(slides: UPath) -> dict[str, str | None] | None:
+    """The `count_id` and the digests in the row at `slides`, None for those that it has no column of.
+
+    None where there is no row, or a broken one.
+    """
+    columns = ["count_id", "cells_digest", "differentials_digest"]
+    try:
+        (row,) = _parsed(slides.read_bytes(), columns).to_pylist()
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+    return {name: row.get(name) for name in columns} if str(row.get("count_id")).isalnum() else None
+
+
+def _parquet(name: TableName, table: pa.Table) -> bytes:
+    if not table.schema.equals(SCHEMAS[name]):
+        raise ValueError(f"a table of {name} has columns\n{table.schema}\nand not\n{SCHEMAS[name]}")
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def _table(path: UPath, name: TableName, content: bytes) -> pa.Table:
+    try:
+        return _parsed(content)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{str(path)!r} holds no table of {name}: {error}") from error
+
+
+def _parsed(content: bytes, columns: list[str] | None = None) -> pa.Table:
+    # A pool of threads takes longer to wake than one thread to read some kilobytes.
+    return pq.ParquetFile(pa.BufferReader(content)).read(columns, use_threads=False)
+
+
+def _content(path: UPath) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
