@@ -92,14 +92,14 @@ def _markdown(rows: Sequence[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def stub_detector(folder: Path) -> ModelRef:
-    """A detector without weights, saved in `folder`: it takes dark regions for red cells, in milliseconds."""
+def stub_detector(folder: Path, level: float = 0.45) -> ModelRef:
+    """A detector without weights, saved in `folder`: it takes regions darker than `level` for red cells, in no time."""
     card = ModelCard(
         name="stub",
         version="1",
         task="detector",
         builder="dark_regions",
-        arguments={"level": 0.45, "smallest_px": 40},
+        arguments={"level": level, "smallest_px": 40},
         classes=("rbc",),
         um_per_px=0.2,
         input_px=0,

@@ -2,11 +2,14 @@
 
 import json
 import sys
+from io import BytesIO
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from benchmarks import common, memory, merge, overhead
+from benchmarks import attack, common, memory, merge, overhead
 
 
 def figures(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, module: Any, *options: str) -> Any:
@@ -61,3 +64,25 @@ def test_a_report_says_which_bars_are_met(capsys: pytest.CaptureFixture[str]) ->
     assert "| sure | 0.95 | ≥ 0.9 | met |" in printed
     assert "| told | 3 |  |  |" in printed
     assert "| 1 | 0.25 |" in printed
+
+
+def test_attack_tells_how_each_trial_ended(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    report = figures(capsys, monkeypatch, attack, "--trials", "12")
+    trials, *ends = (claim["value"] for claim in report["claims"])
+    assert trials == sum(ends) == 12
+    rows = report["tables"]["Ends"]
+    assert {row["target"].partition(":")[0] for row in rows} == {"field", "folder", "OUT"}
+    assert all(row["true"] + row["named"] > 0 for row in rows if row["attack"] in ("no picture", "two pages", "lost"))
+
+
+def test_attack_sees_what_differs_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def erased(content: bytearray, rng: np.random.Generator) -> bytes:
+        with Image.open(BytesIO(content)) as picture:
+            sink = BytesIO()
+            Image.new("RGB", picture.size, "white").save(sink, "PNG")
+        return sink.getvalue()
+
+    monkeypatch.setattr(attack, "ATTACKS", attack.ATTACKS | {"field": (erased,)})
+    (trial,) = attack.trials(attack.Attack(only=0))
+    assert (trial.verdict, trial.attack) == ("silent", "erased")
+    assert "0 cells, truly" in trial.reason
