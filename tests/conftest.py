@@ -1,9 +1,8 @@
 """Fixtures for all tests: painted slides, whose cells are known to the pixel, and a detector that finds just these."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from counted import read_tables
 from hypothesis import settings
-from numpy.typing import NDArray
-from PIL import Image
+from painted import make_slide
 from upath import UPath
 
 from wbc.counting.slide import Job, WorkSettings
@@ -26,8 +25,6 @@ from wbc.storage.counts import commit
 from wbc.storage.tables import FailedField, Seconds, SlideRow
 from wbc.taxonomy import Taxonomy, load_taxonomy
 
-Discs = list[tuple[int, int, int]]  # x, y, radius in px
-Paint = Callable[[int, int, Discs], NDArray[np.uint8]]
 MakeSlide = Callable[..., UPath]
 MakeJob = Callable[..., Job]
 CommitSlide = Callable[..., None]
@@ -35,20 +32,6 @@ CommitSlide = Callable[..., None]
 settings.register_profile("wbc", deadline=None)  # how long an example takes tells of the machine's other work
 settings.load_profile("wbc")
 torch.set_num_threads(1)  # tests share the machine with each other, and small tensors gain nothing from threads
-
-
-@pytest.fixture(scope="session")
-def paint() -> Paint:
-    """A white field (height, width) with dark discs."""
-
-    def painted(height: int, width: int, discs: Discs) -> NDArray[np.uint8]:
-        y, x = np.mgrid[:height, :width]
-        pixels = np.full((height, width, 3), 235, np.uint8)
-        for cx, cy, radius in discs:
-            pixels[(x - cx) ** 2 + (y - cy) ** 2 <= radius**2] = (120, 60, 90)
-        return pixels
-
-    return painted
 
 
 @pytest.fixture(scope="session")
@@ -83,23 +66,14 @@ def dark_folder(dark_card: ModelCard, tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
-@pytest.fixture(scope="session")
-def make_slide(paint: Paint) -> MakeSlide:
-    """Writes `n` fields of 320x240 px into a folder; field i holds `cells` + i discs of 7 µm at 0.2 µm per px."""
-
-    def made(folder: UPath, n: int, cells: int = 5) -> UPath:
-        folder.mkdir(parents=True, exist_ok=True)
-        for i in range(n):
-            discs = [(30 + 50 * (k % 6), 30 + 60 * (k // 6), 17) for k in range(cells + i)]
-            with (folder / f"f{i:03d}.png").open("wb") as file:
-                Image.fromarray(paint(240, 320, discs)).save(file, "PNG")
-        return folder
-
-    return made
+@pytest.fixture(scope="session", name="make_slide")
+def make_slide_fixture() -> MakeSlide:
+    """`painted.make_slide`."""
+    return make_slide
 
 
 @pytest.fixture
-def painted_slide(tmp_path: Path, make_slide: MakeSlide) -> UPath:
+def painted_slide(tmp_path: Path) -> UPath:
     """A folder of three painted fields: 5, 6 and 7 cells."""
     return make_slide(UPath(tmp_path / "slides" / "s1"), 3)
 
@@ -131,20 +105,10 @@ def real_data() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def read_tables() -> Callable[[UPath], dict[str, pd.DataFrame]]:
-    """A count's three tables, sorted, without what differs from run to run: when it was made and how long it took."""
-
-    def read(out: UPath) -> dict[str, pd.DataFrame]:
-        tables = {}
-        for kind, keys in (("cells", ["cell_id"]), ("differentials", ["cell_type"]), ("slides", [])):
-            files = sorted((out / kind).glob("*.parquet"), key=lambda path: path.name)
-            parts: Iterable[pd.DataFrame] = (pd.read_parquet(BytesIO(file.read_bytes())) for file in files)
-            table = pd.concat(parts).drop(columns=["counted_at", "seconds"], errors="ignore")
-            tables[kind] = table.sort_values(["slide_id", *keys]).reset_index(drop=True)
-        return tables
-
-    return read
+@pytest.fixture(scope="session", name="read_tables")
+def read_tables_fixture() -> Callable[[UPath], dict[str, pd.DataFrame]]:
+    """`counted.read_tables`."""
+    return read_tables
 
 
 @pytest.fixture(scope="session")

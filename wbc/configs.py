@@ -67,14 +67,14 @@ def checked(values: object, settings: type[Settings], where: str) -> Settings:
     try:
         # As JSON, because it is there that pydantic's strict mode takes lists for tuples and tables for dataclasses.
         adapter = _adapter(settings)  # type: ignore[arg-type]  # a class is hashable, whatever mypy thinks
-        (made,) = adapter.validate_json(json.dumps([values], default=_refuse))
+        (fitting,) = adapter.validate_json(json.dumps([values], default=_refuse))
     except ValidationError as error:
         sentences = (_sentence(e, values, settings) for e in error.errors(include_url=False))
         raise ValueError(f"{where}: {'; '.join(dict.fromkeys(sentences))}") from error
     except TypeError as error:
         raise ValueError(f"{where}: {error}") from error
-    fitting: Settings = made
-    return fitting
+    settled: Settings = fitting
+    return settled
 
 
 @cache

@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
+from counted import read_tables
 from distributed import LocalCluster
 from upath import UPath
 
-from flows.cluster import ClusterSettings
 from wbc.counting.slide import WorkSettings, count_slide
 from wbc.storage.slides import discover
 
@@ -21,7 +21,6 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 # Servers and workers are started by the dozen, and each would compile its libraries for itself.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-ReadTables = Callable[[UPath], dict[str, pd.DataFrame]]
 SERVER_SECONDS = 180
 LEAVE_SECONDS = 30
 
@@ -43,17 +42,6 @@ def dask_threads() -> Iterator[str]:
         yield cluster.scheduler_address
 
 
-@pytest.fixture(scope="session")
-def in_threads() -> Callable[..., ClusterSettings]:
-    """Settings of a Dask cluster of one worker, a thread of this process; options as `LocalCluster`'s."""
-    own = {"processes": False, "n_workers": 1, "dashboard_address": "127.0.0.1:0"}
-
-    def settings(wait_seconds: float = 300.0, **arguments: Any) -> ClusterSettings:
-        return ClusterSettings(None, "distributed.LocalCluster", own | arguments, wait_seconds=wait_seconds)
-
-    return settings
-
-
 @pytest.fixture
 def run_flow(prefect_server: str, dask_threads: str, dark_folder: Path) -> Callable[..., Any]:
     """`count_slides` with the detector of discs, on the cluster of threads unless told otherwise."""
@@ -67,7 +55,7 @@ def run_flow(prefect_server: str, dask_threads: str, dark_folder: Path) -> Calla
 
 
 @pytest.fixture
-def counted_on_threads(make_job: Callable[..., Any], read_tables: ReadTables) -> Callable[[UPath, UPath], Any]:
+def counted_on_threads(make_job: Callable[..., Any]) -> Callable[[UPath, UPath], Any]:
     """The tables of slides counted by the library alone, without Prefect and Dask."""
 
     def counted(slides: UPath, out: UPath) -> dict[str, pd.DataFrame]:

@@ -2,14 +2,12 @@
 
 import os
 import signal
-from collections.abc import Callable
 
 import dask
 import pytest
+from local_clusters import in_threads
 
 from flows.cluster import ClusterError, ClusterSettings, connect, open_cluster
-
-InThreads = Callable[..., ClusterSettings]
 
 
 def add(a: int, b: int) -> int:
@@ -23,7 +21,7 @@ def test_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch
         pass
 
 
-def test_cluster_without_workers_is_not_waited_for_without_end(in_threads: InThreads) -> None:
+def test_cluster_without_workers_is_not_waited_for_without_end() -> None:
     none = in_threads(n_workers=0, wait_seconds=0.5)
     with pytest.raises(ClusterError, match=r"has no worker after 0.5 s"), open_cluster(none, "cpu", []):
         pass

@@ -3,20 +3,17 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
 from distributed import Client
+from local_clusters import in_threads
 
 from flows.cluster import ClusterError, ClusterSettings, executor, open_cluster
 from flows.cluster.executor import CheckedExecutor
 from wbc.models import registry
 from wbc.models.registry import ModelRef
-
-InThreads = Callable[..., ClusterSettings]
-
 
 RELEASE = threading.Event()
 
@@ -100,7 +97,7 @@ def test_leaving_cancels_what_is_not_done_and_takes_nothing_more(dask_threads: s
 
 
 @pytest.mark.dask
-def test_model_has_a_gpu_for_itself_while_fields_are_read(in_threads: InThreads) -> None:
+def test_model_has_a_gpu_for_itself_while_fields_are_read() -> None:
     with open_cluster(in_threads(threads_per_worker=3, resources={"GPU": 1}), "cpu", []) as opened:
         inferred = [opened.inference.submit(note_overlap, "infer") for _ in range(4)]
         read = [opened.reading.submit(note_overlap, "read") for _ in range(2)]

@@ -1,16 +1,14 @@
 """Cluster classes: what is wrong with one in words, and what one without workers comes to."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from distributed import get_worker
 from distributed.scheduler import NoWorkerError
+from local_clusters import in_threads
 
 from flows.cluster import ClusterError, ClusterSettings, open_cluster
-
-InThreads = Callable[..., ClusterSettings]
 
 
 def add(a: int, b: int) -> int:
@@ -42,7 +40,7 @@ def test_callable_that_is_no_cluster_class_is_not_called(path: str) -> None:
 
 @pytest.mark.dask
 def test_subclass_of_a_cluster_in_a_package_of_the_site_is_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_threads: InThreads
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "site_clusters.py").write_text("import distributed\n\nclass Ours(distributed.LocalCluster): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -51,7 +49,7 @@ def test_subclass_of_a_cluster_in_a_package_of_the_site_is_started(
         assert opened.reading.submit(add, 1, 2).result(timeout=60) == 3
 
 
-def test_class_that_does_not_start_is_named_with_its_arguments(in_threads: InThreads) -> None:
+def test_class_that_does_not_start_is_named_with_its_arguments() -> None:
     opening = open_cluster(in_threads(host="no host"), "cpu", [])
     with pytest.raises(ClusterError, match=r"distributed.LocalCluster with \{.*'host'.*does not start"), opening:
         pass
@@ -63,7 +61,7 @@ def leave() -> None:
 
 
 @pytest.mark.dask
-def test_calls_to_a_cluster_without_workers_fail_in_the_end(in_threads: InThreads) -> None:
+def test_calls_to_a_cluster_without_workers_fail_in_the_end() -> None:
     with open_cluster(in_threads(wait_seconds=1), "cpu", []) as opened:
         opened.reading.submit(leave)
         with pytest.raises(NoWorkerError, match="without any running workers"):

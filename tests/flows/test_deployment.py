@@ -19,6 +19,7 @@ from zoneinfo import ZoneInfo
 import pandas as pd
 import psutil
 import pytest
+from painted import make_slide
 from upath import UPath
 
 pytestmark = [pytest.mark.dask, pytest.mark.timeout(900)]
@@ -140,7 +141,7 @@ def parameters_of(folder: Path, detector: Path) -> dict[str, Any]:
 
 
 def test_run_of_the_deployment_writes_tables_and_an_artifact_that_names_failed_fields(
-    site: Site, tmp_path: Path, dark_folder: Path, make_slide: Callable[[UPath, int], UPath]
+    site: Site, tmp_path: Path, dark_folder: Path
 ) -> None:
     make_slide(UPath(tmp_path / "slides" / "one"), 2)
     make_slide(UPath(tmp_path / "slides" / "two"), 1)
@@ -163,7 +164,6 @@ def test_cancelled_run_of_the_deployment_takes_its_cluster_with_it(
     site: Site,
     tmp_path: Path,
     dark_folder: Path,
-    make_slide: Callable[[UPath, int], UPath],
     survivors: Callable[[list[psutil.Process]], list[psutil.Process]],
 ) -> None:
     field = make_slide(UPath(tmp_path / "field"), 1) / "f000.png"

@@ -13,6 +13,8 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
+from counted import read_tables
+from painted import make_slide
 from upath import UPath
 
 pytestmark = [pytest.mark.dask, pytest.mark.timeout(600)]
@@ -22,7 +24,6 @@ ROUNDS, KILLS_A_ROUND = 10, 2
 Tables = dict[str, pd.DataFrame]
 Order = Callable[..., tuple[str, float]]
 RunFlow = Callable[..., Any]
-ReadTables = Callable[[UPath], Tables]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def order(environment: dict[str, str]) -> Iterator[Order]:
 
 
 @pytest.fixture(scope="module")
-def slides(tmp_path_factory: pytest.TempPathFactory, make_slide: Callable[[UPath, int], UPath]) -> UPath:
+def slides(tmp_path_factory: pytest.TempPathFactory) -> UPath:
     root = UPath(tmp_path_factory.mktemp("killed") / "slides")
     for i, n_fields in enumerate((1, 9)):
         make_slide(root / f"slide-{i}", n_fields)
@@ -108,7 +109,6 @@ def test_killed_at_any_moment_and_run_again_the_tables_are_the_same(
     tmp_path: Path,
     slides: UPath,
     run_flow: RunFlow,
-    read_tables: ReadTables,
     temporaries: Callable[[UPath], list[str]],
 ) -> None:
     expected, seconds = read_tables(undisturbed[0]), undisturbed[1]

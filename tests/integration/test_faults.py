@@ -11,6 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from counted import read_tables
+from painted import make_slide
 from upath import UPath
 
 from wbc.counting import worker
@@ -22,9 +24,7 @@ from wbc.storage.layout import Layout
 from wbc.storage.slides import discover
 from wbc.types import Slide
 
-MakeSlide = Callable[..., UPath]
 MakeJob = Callable[..., Job]
-ReadTables = Callable[[UPath], dict[str, pd.DataFrame]]
 
 
 @pytest.fixture
@@ -53,9 +53,7 @@ def tables_of(out: UPath) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def recount(
-    painted_slide: UPath, out: UPath, make_slide: MakeSlide, make_job: MakeJob, threads: Executor
-) -> tuple[Slide, Job]:
+def recount(painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor) -> tuple[Slide, Job]:
     """A slide whose count stands, and one of whose fields has changed since."""
     count_slide(only(painted_slide), make_job(out), threads)
     make_slide(painted_slide, 1, cells=9)
@@ -71,8 +69,8 @@ def undisturbed(recount: tuple[Slide, Job], tmp_path: Path, threads: Executor, m
     return other
 
 
-def assert_as_undisturbed(out: UPath, undisturbed: UPath, read: ReadTables) -> None:
-    seen, expected = read(out), read(undisturbed)
+def assert_as_undisturbed(out: UPath, undisturbed: UPath) -> None:
+    seen, expected = read_tables(out), read_tables(undisturbed)
     for kind, table in expected.items():
         pd.testing.assert_frame_equal(seen[kind], table)
     assert sorted(contents(out)) == sorted(contents(undisturbed))
@@ -94,7 +92,7 @@ def files_no_larger_than(size: int) -> Iterator[None]:
 
 
 def test_a_disk_full_while_the_tables_are_written_costs_nothing_old(
-    recount: tuple[Slide, Job], undisturbed: UPath, read_tables: ReadTables, threads: Executor
+    recount: tuple[Slide, Job], undisturbed: UPath, threads: Executor
 ) -> None:
     slide, job = recount
     before = tables_of(job.out)
@@ -105,11 +103,11 @@ def test_a_disk_full_while_the_tables_are_written_costs_nothing_old(
     assert not [name for name in contents(job.out) if name.endswith(".tmp")]
     assert not is_counted(slide, job)
     count_ingested(ingested, job, threads)  # the stage alone, tried again
-    assert_as_undisturbed(job.out, undisturbed, read_tables)
+    assert_as_undisturbed(job.out, undisturbed)
 
 
 def test_a_disk_full_while_the_pixels_are_written_costs_nothing_old(
-    recount: tuple[Slide, Job], undisturbed: UPath, read_tables: ReadTables, threads: Executor
+    recount: tuple[Slide, Job], undisturbed: UPath, threads: Executor
 ) -> None:
     slide, job = recount
     before = tables_of(job.out)
@@ -117,7 +115,7 @@ def test_a_disk_full_while_the_pixels_are_written_costs_nothing_old(
         count_slide(slide, job, threads)
     assert tables_of(job.out) == before
     count_slide(slide, job, threads)
-    assert_as_undisturbed(job.out, undisturbed, read_tables)
+    assert_as_undisturbed(job.out, undisturbed)
 
 
 def test_an_out_that_is_a_file_is_an_error_that_names_it(
@@ -155,7 +153,6 @@ def test_leftovers_of_a_run_killed_after_its_commit_are_swept(
 def test_a_worker_that_fails_once_fails_the_slide_and_a_second_try_counts_it(
     recount: tuple[Slide, Job],
     undisturbed: UPath,
-    read_tables: ReadTables,
     threads: Executor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -172,7 +169,7 @@ def test_a_worker_that_fails_once_fails_the_slide_and_a_second_try_counts_it(
     monkeypatch.undo()
     assert tables_of(job.out) == before
     count_ingested(ingested, job, threads)
-    assert_as_undisturbed(job.out, undisturbed, read_tables)
+    assert_as_undisturbed(job.out, undisturbed)
 
 
 def test_a_model_that_changes_during_the_count_commits_nothing(

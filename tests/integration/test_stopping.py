@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from painted import make_slide
 from upath import UPath
 
 pytestmark = [pytest.mark.dask, pytest.mark.timeout(900)]
@@ -21,7 +22,7 @@ N_SLIDES = 32
 
 
 @pytest.fixture
-def command(tmp_path: Path, make_slide: Callable[..., UPath], dark_folder: Path) -> list[str]:
+def command(tmp_path: Path, dark_folder: Path) -> list[str]:
     """Counts many slides of three fields with 18 cells, into `out` beside them."""
     for i in range(N_SLIDES):
         make_slide(UPath(tmp_path / "slides" / f"s{i:02d}"), 3)

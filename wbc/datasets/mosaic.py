@@ -73,7 +73,7 @@ def _cut_out(
     pixels: NDArray[np.uint8], boxes: NDArray[np.float32], wanted: NDArray[np.bool_]
 ) -> list[NDArray[np.uint8]]:
     """Windows 1.5 times the size of the wanted boxes, of those that lie inside the picture and meet no other box."""
-    found = []
+    cut_outs = []
     for i in np.flatnonzero(wanted):
         middle, half = (boxes[i, :2] + boxes[i, 2:]) / 2, 0.75 * (boxes[i, 2:] - boxes[i, :2])
         x0, y0 = np.floor(middle - half).astype(int)
@@ -81,8 +81,8 @@ def _cut_out(
         others = np.delete(boxes, i, 0)
         apart = (others[:, 0] > x1) | (others[:, 2] < x0) | (others[:, 1] > y1) | (others[:, 3] < y0)
         if min(x0, y0) >= 0 and x1 <= pixels.shape[1] and y1 <= pixels.shape[0] and apart.all():
-            found.append(pixels[y0:y1, x0:x1])
-    return found
+            cut_outs.append(pixels[y0:y1, x0:x1])
+    return cut_outs
 
 
 def add_giant_platelets(

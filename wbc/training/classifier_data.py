@@ -127,7 +127,7 @@ def affine(
     wide = np.pad(patch, ((edge, edge), (edge, edge), (0, 0)), mode="reflect")
     (a, b), (d, e) = matrix
     c, f = offset + edge
-    seen = Image.fromarray(wide).transform(
+    window = Image.fromarray(wide).transform(
         (out_px, out_px), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR
     )
-    return np.asarray(seen)
+    return np.asarray(window)

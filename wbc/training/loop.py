@@ -75,7 +75,7 @@ def fit(
         log.info("resumed at step %d of %d", step, settings.steps)
 
     started, first = time.monotonic(), step
-    seen: dict[str, float] = {}
+    smoothed: dict[str, float] = {}
     for batch in _batches(samples, collate, settings, step):
         torch.manual_seed(settings.seed * 1_000_003 + step)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -91,12 +91,12 @@ def fit(
         schedule.step()
         averaged.update_parameters(model)
         step += 1
-        seen = {k: 0.95 * seen.get(k, v.item()) + 0.05 * v.item() for k, v in terms.items()}
+        smoothed = {k: 0.95 * smoothed.get(k, v.item()) + 0.05 * v.item() for k, v in terms.items()}
         late = 0 < settings.seconds < time.monotonic() - started
         if step % settings.checkpoint_every == 0 or step == settings.steps or late:
             _save(checkpoint, parts, step)
             pace = (time.monotonic() - started) / (step - first)
-            shown = {name: round(value, 4) for name, value in seen.items()}
+            shown = {name: round(value, 4) for name, value in smoothed.items()}
             log.info("step %d of %d, %.2f s a step, %s", step, settings.steps, pace, shown)
         if late:
             break

@@ -16,12 +16,12 @@ MOST_BOXES = 1000
 
 
 def average_precision(
-    truth: Sequence[tuple[LabelledPicture, int, int]], found: Sequence[Detections], classes: Sequence[str]
+    truth: Sequence[tuple[LabelledPicture, int, int]], detections: Sequence[Detections], classes: Sequence[str]
 ) -> dict[str, float]:
     """COCO's AP (IoU 0.50 to 0.95), AP50, AP75 and AP50 of each class, with up to 1,000 boxes a picture.
 
-    `truth` gives each picture's boxes, width and height; `found` its detections, labels counting from 1 in `classes`.
-    NaN where a class has no true box. Needs pycocotools (the training extra).
+    `truth` gives each picture's boxes, width and height; `detections` are a detector's there, labels counting from 1
+    in `classes`. NaN where a class has no true box. Needs pycocotools (the training extra).
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -29,7 +29,7 @@ def average_precision(
     pictures = [(f"{i}", width, height, picture) for i, (picture, width, height) in enumerate(truth)]
     rows = [
         {"image_id": i, "category_id": int(label), "bbox": [x0, y0, x1 - x0, y1 - y0], "score": float(score)}
-        for i, d in enumerate(found, 1)
+        for i, d in enumerate(detections, 1)
         for (x0, y0, x1, y1), score, label in zip(d.boxes.tolist(), d.scores, d.labels, strict=True)
     ]
     if not rows:
@@ -49,8 +49,8 @@ def average_precision(
 
 
 def _mean(precision: NDArray[Any]) -> float:
-    known = precision[precision > -1]
-    return float(known.mean()) if known.size else float("nan")
+    defined = precision[precision > -1]
+    return float(defined.mean()) if defined.size else float("nan")
 
 
 def confusion(true: Sequence[str], named: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:

@@ -1,13 +1,13 @@
 """Cut and reassemble: the tile grid leaves no trace in what is found, wherever it lies."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from painted import Discs, paint
 from torch import Tensor, nn
 
 from wbc.cells.detect import TileSettings, detect, grid, rescale, run_tiles
@@ -18,8 +18,6 @@ from wbc.types import Detections
 H, W = 150, 210
 LARGEST_UM = 6.0  # 30 px at the detector's 0.2 µm per px
 WHOLE = TileSettings(tile_px=4096, overlap_um=LARGEST_UM)
-Discs = list[tuple[int, int, int]]
-Paint = Callable[[int, int, Discs], NDArray[np.uint8]]
 
 
 @st.composite
@@ -50,7 +48,7 @@ def assert_same(a: Detections, b: Detections) -> None:
 @given(discs=apart(30), tiling=tilings, batch_px=st.sampled_from([1, 20_000]))
 @settings(deadline=None, max_examples=40)
 def test_tiled_and_whole_find_the_painted_discs_to_the_pixel(
-    discs: Discs, tiling: TileSettings, batch_px: int, paint: Paint, dark_model: LoadedModel
+    discs: Discs, tiling: TileSettings, batch_px: int, dark_model: LoadedModel
 ) -> None:
     field = paint(H, W, discs)
     tiled, whole = (detect([field], dark_model, 0.2, 0.5, s, batch_px)[0] for s in (tiling, WHOLE))
@@ -66,7 +64,7 @@ def test_tiled_and_whole_find_the_painted_discs_to_the_pixel(
 @given(discs=apart(20), tiling=tilings, um_per_px=st.sampled_from([0.09, 0.137, 0.25, 0.3]))
 @settings(deadline=None, max_examples=30)
 def test_tiled_and_whole_are_one_at_another_scale(
-    discs: Discs, tiling: TileSettings, um_per_px: float, paint: Paint, dark_model: LoadedModel
+    discs: Discs, tiling: TileSettings, um_per_px: float, dark_model: LoadedModel
 ) -> None:
     field = paint(H, W, discs)
     tiled, whole = (detect([field], dark_model, um_per_px, 0.5, s)[0] for s in (tiling, WHOLE))
@@ -74,7 +72,7 @@ def test_tiled_and_whole_are_one_at_another_scale(
 
 
 @pytest.mark.parametrize("um_per_px", [0.08, 0.13, 0.2, 0.31])
-def test_boxes_are_in_field_pixels_whatever_the_scale(um_per_px: float, paint: Paint, dark_model: LoadedModel) -> None:
+def test_boxes_are_in_field_pixels_whatever_the_scale(um_per_px: float, dark_model: LoadedModel) -> None:
     discs = [(40, 40, 20), (170, 100, 25), (0, 149, 15)]
     found = detect([paint(H, W, discs)], dark_model, um_per_px, 0.5)[0]
     expected = np.array([[20, 20, 61, 61], [145, 75, 196, 126], [0, 134, 16, 150]], np.float32)
@@ -84,7 +82,7 @@ def test_boxes_are_in_field_pixels_whatever_the_scale(um_per_px: float, paint: P
     assert (found.boxes <= [W, H, W, H]).all()
 
 
-def test_fields_seen_together_are_as_seen_alone(paint: Paint, dark_model: LoadedModel) -> None:
+def test_fields_seen_together_are_as_seen_alone(dark_model: LoadedModel) -> None:
     fields = [paint(120, 200, [(30, 30, 12)]), paint(90, 60, []), paint(120, 200, [(99, 60, 9), (150, 80, 14)])]
     tiling = TileSettings(tile_px=70, overlap_um=LARGEST_UM)
     together = detect(fields, dark_model, 0.2, 0.5, tiling, batch_px=30_000)
@@ -170,7 +168,7 @@ class SurerOnTheRight(nn.Module):
         ]
 
 
-def test_the_tile_that_answers_for_a_cell_says_how_sure_it_is(paint: Paint, dark_model: LoadedModel) -> None:
+def test_the_tile_that_answers_for_a_cell_says_how_sure_it_is(dark_model: LoadedModel) -> None:
     model = LoadedModel(SurerOnTheRight(dark_model.module), dark_model.card, dark_model.device)
     tiling = TileSettings(tile_px=128, overlap_um=12.0, margin_px=2.0)  # tiles of 128 px, 64 of them shared
     field = paint(100, 192, [(x, 50, 4) for x in (70, 90, 102, 122)])

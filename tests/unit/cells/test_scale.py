@@ -1,22 +1,19 @@
 """Red cells tell the scale of a slide, and too few of them tell nothing."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from painted import paint
 from torch import Tensor, nn
 
 from wbc.cells.scale import ENOUGH_CELLS, WHOLE_RED_CELL_UM, estimate_um_per_px
 from wbc.models.registry import LoadedModel
 
-Discs = list[tuple[int, int, int]]
-Paint = Callable[[int, int, Discs], NDArray[np.uint8]]
 
-
-def smear(paint: Paint, um_per_px: float, n: int, height: int = 700, width: int = 900) -> NDArray[np.uint8]:
+def smear(um_per_px: float, n: int, height: int = 700, width: int = 900) -> NDArray[np.uint8]:
     """At most `n` red cells in rows, from the middle of the field outwards."""
     radius = round(WHOLE_RED_CELL_UM / um_per_px / 2)
     step = round(2.6 * radius)
@@ -26,19 +23,19 @@ def smear(paint: Paint, um_per_px: float, n: int, height: int = 700, width: int 
 
 
 @pytest.mark.parametrize("um_per_px", [0.08, 0.12, 0.2, 0.33, 0.45])
-def test_the_scale_is_found_without_knowing_it(um_per_px: float, paint: Paint, dark_model: LoadedModel) -> None:
-    estimate = estimate_um_per_px([smear(paint, um_per_px, 500)], dark_model)
+def test_the_scale_is_found_without_knowing_it(um_per_px: float, dark_model: LoadedModel) -> None:
+    estimate = estimate_um_per_px([smear(um_per_px, 500)], dark_model)
     assert estimate == pytest.approx(um_per_px, rel=0.05)
 
 
-def test_a_field_without_red_cells_does_not_spoil_the_slide(paint: Paint, dark_model: LoadedModel) -> None:
-    full, blank = smear(paint, 0.2, 500), np.full((700, 900, 3), 250, np.uint8)
+def test_a_field_without_red_cells_does_not_spoil_the_slide(dark_model: LoadedModel) -> None:
+    full, blank = smear(0.2, 500), np.full((700, 900, 3), 250, np.uint8)
     assert estimate_um_per_px([blank, full, blank], dark_model) == estimate_um_per_px([full], dark_model)
 
 
-def test_a_few_cells_do_not_tell_a_scale(paint: Paint, dark_model: LoadedModel) -> None:
-    assert estimate_um_per_px([smear(paint, 0.2, ENOUGH_CELLS - 1)], dark_model) is None
-    assert estimate_um_per_px([smear(paint, 0.2, ENOUGH_CELLS)], dark_model) == pytest.approx(0.2, rel=0.05)
+def test_a_few_cells_do_not_tell_a_scale(dark_model: LoadedModel) -> None:
+    assert estimate_um_per_px([smear(0.2, ENOUGH_CELLS - 1)], dark_model) is None
+    assert estimate_um_per_px([smear(0.2, ENOUGH_CELLS)], dark_model) == pytest.approx(0.2, rel=0.05)
 
 
 @pytest.mark.parametrize("light", [0, 255])
@@ -51,9 +48,9 @@ def test_no_field_tells_nothing(dark_model: LoadedModel) -> None:
     assert estimate_um_per_px([], dark_model) is None
 
 
-def test_a_detector_without_red_cells_is_not_asked(paint: Paint, dark_model: LoadedModel) -> None:
+def test_a_detector_without_red_cells_is_not_asked(dark_model: LoadedModel) -> None:
     white = LoadedModel(dark_model.module, replace(dark_model.card, classes=("wbc",)), dark_model.device)
-    assert estimate_um_per_px([smear(paint, 0.2, 500)], white) is None
+    assert estimate_um_per_px([smear(0.2, 500)], white) is None
 
 
 class SeesPieces(nn.Module):
@@ -76,7 +73,7 @@ class SeesPieces(nn.Module):
         return seen
 
 
-def test_half_sure_pieces_of_cells_do_not_move_the_scale(paint: Paint, dark_model: LoadedModel) -> None:
-    field = smear(paint, 0.2, 500)
+def test_half_sure_pieces_of_cells_do_not_move_the_scale(dark_model: LoadedModel) -> None:
+    field = smear(0.2, 500)
     torn = LoadedModel(SeesPieces(dark_model.module), dark_model.card, dark_model.device)
     assert estimate_um_per_px([field], torn) == pytest.approx(estimate_um_per_px([field], dark_model), rel=0.01)

@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from numpy.typing import NDArray
+from painted import paint
 from PIL import Image
 
 from wbc.configs import checked
@@ -25,8 +25,6 @@ from wbc.datasets.voc import read_voc
 from wbc.datasets.yolo import read_yolo
 from wbc.training.detector_data import BoxData, Mosaics, load_sources, read_boxes
 
-Discs = list[tuple[int, int, int]]
-Paint = Callable[[int, int, Discs], NDArray[np.uint8]]
 Box = tuple[float, float, float, float]
 
 NAMES = {"RBC": "rbc", "WBC": "wbc"}
@@ -248,7 +246,7 @@ def test_crops_of_a_split_come_from_a_table(tmp_path: Path) -> None:
         read_crop_table(tmp_path / "crops.parquet", "val", 0.1)
 
 
-def test_only_a_lone_white_cell_of_a_sure_kind_is_cut(tmp_path: Path, paint: Paint) -> None:
+def test_only_a_lone_white_cell_of_a_sure_kind_is_cut(tmp_path: Path) -> None:
     pictures = []
     for stem, labels in (("one", ("rbc", "wbc")), ("two", ("wbc", "wbc")), ("unsure", ("wbc",))):
         Image.fromarray(paint(100, 200, [(150, 40, 20)])).save(tmp_path / f"{stem}.png")
@@ -272,7 +270,7 @@ def test_crops_of_another_number_than_labels_are_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory, paint: Paint) -> Source:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     """Three pictures of painted red cells of 36 px (0.2 µm per px)."""
     folder = tmp_path_factory.mktemp("painted")
     pictures = []
@@ -284,7 +282,7 @@ def source(tmp_path_factory: pytest.TempPathFactory, paint: Paint) -> Source:
     return load_source(pictures, 0.2, ["wbc", "rbc"], 1.0)
 
 
-def test_a_finer_data_set_is_made_coarser_and_its_boxes_with_it(tmp_path: Path, paint: Paint) -> None:
+def test_a_finer_data_set_is_made_coarser_and_its_boxes_with_it(tmp_path: Path) -> None:
     Image.fromarray(paint(400, 600, [(200, 150, 90)])).save(tmp_path / "a.png")
     picture = clean(tmp_path / "a.png", [(110, 60, 291, 241)], ["rbc"])
     source = load_source([picture], 0.04, ["rbc"], 1.0)
@@ -353,7 +351,7 @@ def test_red_cells_of_a_mosaic_have_the_sizes_asked_for(source: Source) -> None:
     assert sides.max() < 32 * 1.15
 
 
-def test_giant_platelets_are_as_large_as_red_cells_where_there_is_room(tmp_path: Path, paint: Paint) -> None:
+def test_giant_platelets_are_as_large_as_red_cells_where_there_is_room(tmp_path: Path) -> None:
     discs = [(40, 40, 5), (100, 60, 5), (300, 20, 20), (290, 45, 5), (4, 100, 5)]
     Image.fromarray(paint(200, 400, discs)).save(tmp_path / "a.png")
     boxes: list[Box] = [(x - r, y - r, x + r + 1, y + r + 1) for x, y, r in discs]
