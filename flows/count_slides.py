@@ -12,7 +12,7 @@ from upath import UPath
 from flows.cluster import ClusterSettings, open_cluster, read_settings
 from flows.listening import Listener, current_listener, listening
 from flows.schedule import MOST_SLIDES, count_all
-from flows.slide_table import slide_line
+from flows.slide_table import markdown_text, slide_line
 from flows.stages import STAGES, Run
 from wbc.counting.annotate import is_drawn
 from wbc.counting.slide import CountSettings, Job, SlideOutcome, is_counted, unchanged
@@ -151,7 +151,7 @@ def _publish(report: CountReport, slides: Sequence[Slide], job: Job) -> None:
     n_cells = sum(o.n_cells for o in report.outcomes)
     total = f"{len(report.outcomes)} slides, {n_cells} cells; {len(failed)} slides failed, {n_bad_fields} fields failed"
     lines = [slide_line(o, s, job.out, job.taxonomy) for o, s in zip(report.outcomes, slides, strict=True)]
-    create_table_artifact(lines, key="count-slides", description=f"{total}. Tables in `{job.out}`.")
+    create_table_artifact(lines, key="count-slides", description=f"{total}. Tables in {markdown_text(str(job.out))}.")
     (get_run_logger().warning if report.failed else get_run_logger().info)(total)
     # Nobody reads what a scheduled run returns: one that achieved nothing must not look like one that did.
     if failed and len(failed) == len(report.outcomes) and runtime.deployment.id:

@@ -1,7 +1,9 @@
-"""A count as the table artifact of its flow run: a line a slide, with links to the fields that failed."""
+"""A count as the table artifact of its flow run, which Prefect's page reads as Markdown: a line a slide."""
 
+import os
+import re
 from contextlib import suppress
-from urllib.parse import quote
+from urllib.parse import urlencode
 
 from upath import UPath
 
@@ -12,38 +14,55 @@ from wbc.storage.tables import FailedField, arrow_text
 from wbc.taxonomy import Taxonomy
 from wbc.types import Slide
 
+REVIEW_URL = "WBC_REVIEW_URL"
+PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
+LEADING_SPACES = re.compile("^ +")
+
 
 def slide_line(outcome: SlideOutcome, slide: Slide, out: UPath, taxonomy: Taxonomy) -> dict[str, str | int]:
-    """One slide's result: what became of it, its coarse kinds in percent, its flags, what failed (Markdown links)."""
+    """One slide's result: what became of it, its main cell types in percent, its flags, what failed (all Markdown)."""
     percents, flags = "", ""
     if outcome.status != "failed":
-        with suppress(OSError, ValueError):  # the artifact is worth having also where a table was lost meanwhile
+        with suppress(OSError, ValueError):  # the artifact is worth having even where a table was lost meanwhile
             report = read_report(out, outcome.slide_id)
-            coarse = {t.name for t in taxonomy.cell_types if t.parent is None}
-            seen = [row for row in report.cell_types if row.cell_type in coarse and row.percent and row.count]
-            seen.sort(key=lambda row: -row.count)
-            percents = ", ".join(f"{row.cell_type.replace('_', ' ')} {row.percent:.1f} %" for row in seen)
+            parents = {t.name for t in taxonomy.cell_types if t.parent is None}
+            rows = [row for row in report.cell_types if row.cell_type in parents and row.percent and row.count]
+            rows.sort(key=lambda row: -row.count)
+            percents = ", ".join(f"{row.cell_type.replace('_', ' ')} {row.percent:.1f} %" for row in rows)
             flags = ", ".join(report.row.flags)
-    links = [field_link(failed, slide) for failed in outcome.failed_fields]
+    failures = [outcome.reason] if outcome.reason else []
+    lines = [*map(markdown_text, failures), *(field_failure(f, slide) for f in outcome.failed_fields)]
     return {
-        "slide": printable(outcome.slide_id),
+        "slide": markdown_text(outcome.slide_id),
         "status": outcome.status,
         "fields": outcome.n_fields,
         "failed fields": sum(bool(f.field) for f in outcome.failed_fields),
         "cells": outcome.n_cells,
-        "differential": percents,
-        "flags": flags,
-        "what failed": "; ".join(([printable(outcome.reason)] if outcome.reason else []) + links),
+        "differential": markdown_text(percents),
+        "flags": markdown_text(flags),
+        "what failed": "; ".join(lines),
     }
 
 
-def field_link(failed: FailedField, slide: Slide) -> str:
-    """Markdown: the field's name as a link to its file, and the reason; the reason alone where it is the slide's."""
+def field_failure(failed: FailedField, slide: Slide) -> str:
+    """Markdown: the field's name, the reason, and its address to copy; the reason alone where it is the slide's.
+
+    A browser opens no file of this machine from a page, so the address is text. Where WBC_REVIEW_URL names the review
+    page, a link leads to the field there.
+    """
+    reason = markdown_text(failed.reason)
     path = next((p for p in slide.field_paths if arrow_text(p.name) == failed.field), None)
     if path is None:
-        return printable(failed.reason)
-    address = str(path)
-    if local_path(path) is not None:
-        address = "file://" + quote(path.absolute().path.encode(errors="surrogateescape"))
-    name = printable(failed.field).replace("[", "\\[").replace("]", "\\]")
-    return f"[{name}](<{address}>): {printable(failed.reason)}"
+        return reason
+    address = path.absolute().path if local_path(path) is not None else str(path)
+    line = f"{markdown_text(failed.field)}: {reason} ({markdown_text(address)})"
+    page = os.environ.get(REVIEW_URL, "")
+    if not page.startswith(("http://", "https://")):
+        return line
+    return f"{line} [review](<{page}?{urlencode({'slide': slide.slide_id, 'field': failed.field})}>)"
+
+
+def markdown_text(text: str) -> str:
+    """`text`, which may hold anything that a file name may, as Markdown that shows it as it stands."""
+    escaped = PUNCTUATION.sub(r"\\\1", printable(text))
+    return LEADING_SPACES.sub(lambda spaces: "\u00a0" * len(spaces[0]), escaped)  # four spaces would begin code

@@ -20,6 +20,7 @@ from upath import UPath
 from flows import count_slides as flow_module
 from flows import stages
 from flows.count_slides import CountReport, NothingCounted, listening
+from flows.slide_table import markdown_text
 from wbc.counting import worker
 from wbc.counting.slide import SlideOutcome
 from wbc.models import builders, registry
@@ -103,10 +104,9 @@ def test_flow_counts_as_the_library_alone_does_and_tells_it(
 
     rows = {row["slide"]: row for row in newest_artifact()}
     assert (rows["long"]["status"], rows["long"]["cells"], rows["long"]["fields"]) == ("counted", sum(range(5, 14)), 9)
-    address = f"file://{slides.path}/mixed/notes%20%5B1%5D.jpg"
-    assert rows["mixed"]["what failed"] == f"[notes \\[1\\].jpg](<{address}>): is no JPEG, PNG, TIFF or BMP image"
+    assert rows["mixed"]["what failed"].startswith(r"notes \[1\]\.jpg: is no JPEG\, PNG\, TIFF or BMP image (\/")
     assert rows["mixed"]["failed fields"] == 1
-    assert "fields_failed" in rows["mixed"]["flags"]
+    assert r"fields\_failed" in rows["mixed"]["flags"]
     assert rows["empty"]["what failed"] == "the folder holds no image"
 
 
@@ -206,7 +206,7 @@ def test_slide_that_cannot_be_committed_costs_no_other(
     assert failed in report.failed
     assert temporaries(out) == []
     row = next(row for row in newest_artifact() if row["slide"] == "long")
-    assert (row["status"], row["what failed"]) == ("failed", failed.reason)
+    assert (row["status"], row["what failed"]) == ("failed", markdown_text(failed.reason))
 
 
 @pytest.mark.parametrize(("number", "status", "attempts"), [(errno.EIO, "counted", 3), (errno.ENOSPC, "failed", 1)])

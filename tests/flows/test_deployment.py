@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 from zoneinfo import ZoneInfo
 
 import pandas as pd
@@ -21,6 +24,12 @@ import psutil
 import pytest
 from painted import make_slide
 from upath import UPath
+
+from flows.slide_table import slide_line
+from wbc.counting.slide import SlideOutcome
+from wbc.storage.tables import FailedField
+from wbc.taxonomy import load_taxonomy
+from wbc.types import Slide
 
 pytestmark = [pytest.mark.dask, pytest.mark.timeout(900)]
 
@@ -145,7 +154,7 @@ def test_run_of_the_deployment_writes_tables_and_an_artifact_that_names_failed_f
 ) -> None:
     make_slide(UPath(tmp_path / "slides" / "one"), 2)
     make_slide(UPath(tmp_path / "slides" / "two"), 1)
-    broken = tmp_path / "slides" / "one" / "broken.jpg"
+    broken = tmp_path / "slides" / "one" / r"x](javascript:alert(1)) <b>`y`&amp;\.jpg"
     broken.write_text("no picture")
     parameters = parameters_of(tmp_path, dark_folder)
     given = (word for name, value in parameters.items() for word in ("--param", f"{name}={json.dumps(value)}"))
@@ -156,8 +165,111 @@ def test_run_of_the_deployment_writes_tables_and_an_artifact_that_names_failed_f
     (artifact,) = site.ask("artifacts/filter", {"artifacts": {"key": {"any_": ["count-slides"]}}})
     one, two = json.loads(artifact["data"])
     assert (one["slide"], one["status"], one["cells"], one["failed fields"]) == ("one", "counted", 11, 1)
-    assert one["what failed"].startswith(f"[broken.jpg](<file://{broken}>)")
+    assert "javascript" in one["what failed"]
     assert (two["slide"], two["status"], two["cells"], two["what failed"]) == ("two", "counted", 5, "")
+    (shown, _), links, others = page_of(site, artifact["id"])
+    assert shown[-1] == f"{broken.name}: is no JPEG, PNG, TIFF or BMP image ({broken})"
+    assert (links, others) == ([], [])
+
+
+NAMES = [
+    *(
+        r"a\b",
+        "<b>x</b>",
+        "<img src=x onerror=alert(1)>",
+        "a>b &amp; &lt;i&gt; &#42;",
+        "`code` ``` ~~~",
+        "  two  spaces",
+    ),
+    *(
+        "x](javascript:alert(1))",
+        "[n](http://x/y)",
+        "![i](x)",
+        "*bold* _em_ ~~s~~",
+        "https://example.org/a",
+        "www.a.org",
+    ),
+    *(
+        "a@example.org",
+        "# head",
+        "1. list",
+        "- x",
+        "> q",
+        "---",
+        "| a |",
+        "[x]: http://a.b",
+        "    four",
+        "é µ <ü>",
+        "end\\",
+    ),
+]
+
+
+def test_names_of_slides_and_fields_are_shown_as_they_are(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WBC_REVIEW_URL", "https://lab.example/review")
+    slides = []
+    for name in (name.replace("/", ":") for name in NAMES):
+        slides.append(Slide(name, (UPath(f"/slides/{name}.jpg"),)))
+    lines = []
+    for slide, text in zip(slides, NAMES, strict=True):
+        failed = FailedField(slide.field_paths[0].name, f"no <i>picture</i>: {text}")
+        outcome = SlideOutcome(slide.slide_id, "failed", 1, 0, (failed,), 1.0, f"`{text}`")
+        lines.append(slide_line(outcome, slide, UPath("/out"), load_taxonomy("blood")))
+    artifact = site.ask("artifacts/", {"type": "table", "key": "names", "data": json.dumps(lines)})
+    shown, links, others = page_of(site, artifact["id"])
+    assert [cells[0] for cells in shown] == [slide.slide_id for slide in slides]
+    for cells, slide, text in zip(shown, slides, NAMES, strict=True):
+        (path,) = slide.field_paths
+        assert cells[-1] == f"`{text}`; {path.name}: no <i>picture</i>: {text} ({path}) review"
+    assert others == []
+    assert {link.partition("?")[0] for link in links} == {"https://lab.example/review"}
+    queries = [parse_qs(urlsplit(link).query, strict_parsing=True) for link in links]
+    assert queries == [{"slide": [s.slide_id], "field": [s.field_paths[0].name]} for s in slides]
+
+
+class Cells(HTMLParser):
+    """The cells of a page's tables as a reader sees them, their links, and other elements that no text should make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.links: list[str] = []
+        self.others: list[str] = []
+        self.in_cell = False
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if tag == "tr":
+            self.rows.append([])
+        elif tag == "td":
+            self.rows[-1].append("")
+            self.in_cell = True
+        elif self.in_cell and tag == "a":
+            self.links.append(dict(attributes)["href"] or "")
+        elif self.in_cell and tag not in ("span", "article", "div"):
+            self.others.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        self.in_cell = self.in_cell and tag != "td"
+
+    def handle_data(self, text: str) -> None:
+        if self.in_cell:
+            self.rows[-1][-1] += text.replace("\u00a0", " ")
+
+
+def page_of(site: Site, artifact: str) -> tuple[list[list[str]], list[str], list[str]]:
+    """The rows of an artifact's table in Chromium, their links, and the other elements in them."""
+    if (chromium := shutil.which("chromium") or shutil.which("google-chrome")) is None:
+        pytest.skip("no Chromium here, in which Prefect's page could be looked at")
+    quiet = ("gpu", "quic", "background-networking", "component-update", "sync")
+    options = [f"--disable-{what}" for what in quiet] + ["--headless", "--no-sandbox", "--no-first-run"]
+    address = f"{site.api.removesuffix('/api')}/artifacts/artifact/{artifact}"
+    options += [f"--user-data-dir={site.logs / 'chromium'}", "--virtual-time-budget=20000", "--dump-dom"]
+    shown = subprocess.run([chromium, *options, address], capture_output=True, text=True, timeout=120, check=True)
+    cells = Cells()
+    cells.feed(shown.stdout)
+    rows = [row for row in cells.rows if row]
+    assert rows, shown.stdout[:3000]
+    return rows, cells.links, cells.others
 
 
 def test_cancelled_run_of_the_deployment_takes_its_cluster_with_it(
