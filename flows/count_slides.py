@@ -11,10 +11,13 @@ from upath import UPath
 
 from flows.cluster import ClusterSettings, open_cluster, read_settings
 from flows.listening import Listener, current_listener, listening
+from flows.parameters import from_parameters
 from flows.schedule import MOST_SLIDES, count_all
 from flows.slide_table import markdown_text, slide_line
 from flows.stages import STAGES, Run
-from wbc.counting.annotate import is_drawn
+from wbc import __version__
+from wbc.counting.annotate import Cells, is_drawn
+from wbc.counting.parameters import CountParameters
 from wbc.counting.slide import CountSettings, Job, SlideOutcome, is_counted, unchanged
 from wbc.models import registry
 from wbc.models.cards import Task
@@ -45,53 +48,20 @@ class NothingCounted(RuntimeError):
     """Every slide of a deployment's run failed."""
 
 
-@flow(name="count-slides", task_runner=TASK_RUNNER, persist_result=False)
-def count_slides(
-    slides: str,
-    out: str,
-    detector: str = "bundled:detector",
-    classifier: str | None = "bundled:classifier",
-    taxonomy: str = "blood",
-    min_score: float = 0.7,
-    um_per_px: float | None = None,
-    device: str = "auto",
-    workers: int | None = None,
-    scheduler: str | None = None,
-    settings: str | None = None,
-    force: bool = False,
-    verify: bool = False,
-    keep_pixels: bool = False,
-    annotate: bool = False,
-) -> CountReport:
+@flow(name="count-slides", version=__version__, task_runner=TASK_RUNNER, persist_result=False)
+@from_parameters
+def count_slides(parameters: CountParameters) -> CountReport:
     """Count the white blood cells of every slide below a folder.
 
     A slide that fails, or a field of it, never costs the others: it is in the report with its reason. Raises
     ValueError or OSError where the run as a whole cannot be: no such folder, model, taxonomy, cluster; OUT not
     writable, or among the slides. Raises NothingCounted where every slide of a deployment's run failed.
-
-    Args:
-        slides: Folder of slide folders, a path or an fsspec address.
-        out: Where the tables go, a path or an fsspec address that all workers reach.
-        detector: bundled:NAME, a model's folder, or models:/NAME@ALIAS.
-        classifier: As `detector`; none leaves white cells unnamed.
-        taxonomy: blood, marrow_icsh, wang2021, asae2020, or a TOML file.
-        min_score: Cells that the detector is less sure of are left out.
-        um_per_px: Scale of all slides; else metadata or their red cells tell it.
-        device: auto, cpu, cuda or cuda:NUMBER.
-        workers: Number of worker processes; default: the machine's size, or the cluster settings'.
-        scheduler: Address of a running Dask cluster, as tcp://host:8786.
-        settings: TOML file that says which cluster to start.
-        force: Count again what is counted.
-        verify: Digest every field again, do not trust size and time.
-        keep_pixels: Keep the fields' pixels as Zarr in OUT/pixels.
-        annotate: Draw the cells found into OUT/annotated.
     """
-    job = _job(out, detector, classifier, taxonomy)
-    job = replace(job, settings=CountSettings(min_score), force=force, verify=verify, keep_pixels=keep_pixels)
-    wanted = (read_settings(settings) if settings else ClusterSettings()).overridden(workers, scheduler)
-    layout = Layout(job.out)
-    layout.check_apart(UPath(slides))
-    found = [replace(slide, um_per_px=um_per_px) for slide in discover(UPath(slides))]
+    slides, job = UPath(parameters.slides), _job(parameters)
+    drawing = None if parameters.annotate == "none" else parameters.annotate
+    wanted, layout = _cluster(parameters), Layout(job.out)
+    layout.check_apart(slides)
+    found = [replace(slide, um_per_px=parameters.um_per_px) for slide in discover(slides)]
     layout.check_writable()
     layout.sweep()
 
@@ -100,7 +70,7 @@ def count_slides(
     outcomes: dict[str, SlideOutcome] = {}
     waiting = []
     for slide in found:
-        standing = _standing(slide, job, annotate)
+        standing = _standing(slide, job, drawing)
         if standing is None:
             waiting.append(slide)
         else:
@@ -110,8 +80,8 @@ def count_slides(
 
     if waiting:
         models = [model for model in (job.detector, job.classifier) if model is not None]
-        with open_cluster(wanted, device, models) as cluster:
-            run = Run(replace(job, device=cluster.device), cluster, annotate, listener)
+        with open_cluster(wanted, parameters.device, models) as cluster:
+            run = Run(replace(job, device=cluster.device), cluster, drawing, listener)
             for outcome in count_all(waiting, run):
                 outcomes[outcome.slide_id] = outcome
                 listener.slide_done(outcome)
@@ -121,11 +91,24 @@ def count_slides(
     return report
 
 
-def _job(out: str, detector: str, classifier: str | None, taxonomy: str) -> Job:
+def _job(parameters: CountParameters) -> Job:
     """A count with its models pinned to the weights that they mean now."""
-    own = load_taxonomy(taxonomy)
-    named = None if classifier is None else _model(classifier, "classifier", own)
-    return Job(UPath(out), _model(detector, "detector", own), named, own)
+    taxonomy, classifier = load_taxonomy(parameters.taxonomy), parameters.classifier
+    return Job(
+        UPath(parameters.out),
+        _model(parameters.detector, "detector", taxonomy),
+        None if classifier is None else _model(classifier, "classifier", taxonomy),
+        taxonomy,
+        CountSettings(parameters.min_score),
+        force=parameters.force,
+        verify=parameters.verify,
+        keep_pixels=parameters.keep_pixels,
+    )
+
+
+def _cluster(parameters: CountParameters) -> ClusterSettings:
+    settings = read_settings(parameters.settings) if parameters.settings else ClusterSettings()
+    return settings.overridden(parameters.workers, parameters.scheduler)
 
 
 def _model(reference: str, kind: Task, taxonomy: Taxonomy) -> ModelRef:
@@ -134,10 +117,10 @@ def _model(reference: str, kind: Task, taxonomy: Taxonomy) -> ModelRef:
     return model
 
 
-def _standing(slide: Slide, job: Job, annotate: bool) -> SlideOutcome | None:
+def _standing(slide: Slide, job: Job, drawing: Cells | None) -> SlideOutcome | None:
     """The outcome of a slide that needs nothing; opens no field."""
     try:
-        if is_counted(slide, job) and (not annotate or is_drawn(job.out, slide)):
+        if is_counted(slide, job) and (drawing is None or is_drawn(job.out, slide, drawing)):
             return unchanged(slide, job.out)
     except (OSError, ValueError):  # tables that cannot be read are written again
         pass

@@ -64,7 +64,7 @@ def _start(slide: Slide, run: Run) -> Work:
     ingested = ingest.submit(_whole(slide), _whole(run))
     counted = count_cells.submit(_whole(slide), cast(Ingested, opaque(ingested)), _whole(run))
     stages: tuple[PrefectFuture[Any], ...] = (ingested, counted)
-    if run.annotate:
+    if run.drawing is not None:
         stages += (annotate.submit(_whole(slide), _whole(run), return_state=False, wait_for=[counted]),)
     return Work(slide, stages, max(1, len(chunks(slide, run.job.work.chunk_fields))), time.monotonic())
 

@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State, TaskRun
 
 from flows.cluster import Cluster, worth_retrying
 from flows.listening import Listener
-from wbc.counting.annotate import annotate_slide
+from wbc.counting.annotate import Cells, annotate_slide
 from wbc.counting.slide import Ingested, Job, SlideOutcome, count_ingested, ingest_slide
 from wbc.types import Slide
 
@@ -25,7 +25,7 @@ class Run:
 
     job: Job
     cluster: Cluster
-    annotate: bool
+    drawing: Cells | None
     listener: Listener
     alone: threading.Lock = field(default_factory=threading.Lock)
 
@@ -67,4 +67,4 @@ def count_cells(slide: Slide, ingested: Ingested, run: Run) -> SlideOutcome:
 def annotate(slide: Slide, run: Run) -> None:
     """Draw what was counted into the slide's fields. A field that has gone meanwhile is no reason to try again."""
     with _in_turn(run):
-        annotate_slide(run.job.out, slide, run.cluster.reading)
+        annotate_slide(run.job.out, slide, run.cluster.reading, run.drawing or "white")

@@ -2,80 +2,44 @@
 
 import os
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wbc.cli.options import AsJson, Device, positive
+from wbc.cli.options import AsJson, CountConfig, given_options, with_count_options
+from wbc.cli.sources import parameters, settings
 from wbc.cli.terminal import INTERRUPTED, print_count, stopping_soon, usage_errors, warnings_on
+from wbc.counting.parameters import CountParameters
 
 if TYPE_CHECKING:
     from flows.count_slides import CountReport
 
 
+@with_count_options
 def count(
-    slides: Annotated[str, typer.Argument(help="Folder of slide folders: a path or an fsspec address.")],
-    out: Annotated[str, typer.Option(help="Where the tables go: a path or an fsspec address.")],
-    detector: Annotated[
-        str, typer.Option(help="bundled:NAME, a model's folder, or models:/NAME@ALIAS.")
-    ] = "bundled:detector",
-    classifier: Annotated[
-        str, typer.Option(help="As --detector; `none` to leave white cells unnamed.")
-    ] = "bundled:classifier",
-    taxonomy: Annotated[str, typer.Option(help="blood, marrow_icsh, wang2021, asae2020, or a TOML file.")] = "blood",
-    min_score: Annotated[
-        float, typer.Option(min=0, max=1, help="Cells that the detector is less sure of are left out.")
-    ] = 0.7,
-    um_per_px: Annotated[
-        float | None, typer.Option(callback=positive, help="Scale of all slides; else metadata or red cells tell it.")
-    ] = None,
-    device: Device = "auto",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes on this machine; default: its size.")
-    ] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="Address of a running Dask cluster, as tcp://host:8786.")
-    ] = None,
-    settings: Annotated[str | None, typer.Option(help="TOML file that says which cluster to start.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Count again what is counted.")] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Digest every field again; do not trust size and time.")
-    ] = False,
-    keep_pixels: Annotated[
-        bool, typer.Option("--keep-pixels", help="Keep the fields' pixels as Zarr in OUT/pixels.")
-    ] = False,
-    annotate: Annotated[bool, typer.Option("--annotate", help="Draw the cells found into OUT/annotated.")] = False,
+    context: typer.Context,
+    config: CountConfig = None,
     as_json: AsJson = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show the logs of the flow and its cluster.")
     ] = False,
+    **_: Any,
 ) -> None:
-    """Count every slide below SLIDES and write the tables to OUT; what has not changed is not counted again."""
-    _prepare_prefect(verbose)
-    parameters = {
-        "slides": slides,
-        "out": out,
-        "detector": detector,
-        "classifier": None if classifier == "none" else classifier,
-        "taxonomy": taxonomy,
-        "min_score": min_score,
-        "um_per_px": um_per_px,
-        "device": device,
-        "workers": workers,
-        "scheduler": scheduler,
-        "settings": settings,
-        "force": force,
-        "verify": verify,
-        "keep_pixels": keep_pixels,
-        "annotate": annotate,
-    }
+    """Count every slide below SLIDES and write the tables to OUT; what has not changed is not counted again.
+
+    Any option may also come from a variable, as --min-score from WBC_MIN_SCORE, or from a file named with --config.
+    The command line comes first, then variables, then the file.
+    """
     try:
         with usage_errors(), stopping_soon():
-            _check_early(slides, out, taxonomy)
-            report = _run_count(parameters, verbose)
+            asked = parameters(settings(given_options(context), os.environ, config))
+            _prepare_prefect(verbose)
+            _check_early(asked)
+            report = _run_count(asked, verbose)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    print_count(report.outcomes, out, as_json)
+    print_count(report.outcomes, asked.out, as_json)
 
 
 def _prepare_prefect(verbose: bool) -> None:
@@ -87,20 +51,20 @@ def _prepare_prefect(verbose: bool) -> None:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 
-def _check_early(slides: str, out: str, taxonomy: str) -> None:
+def _check_early(asked: CountParameters) -> None:
     """Raises ValueError for the likeliest slips, before a count's libraries are loaded, which takes long."""
     from upath import UPath
 
     from wbc.storage.layout import Layout
     from wbc.taxonomy import load_taxonomy
 
-    if not UPath(slides).is_dir():
-        raise ValueError(f"no such folder of slides: {slides}")
-    Layout(UPath(out)).check_apart(UPath(slides))
-    load_taxonomy(taxonomy)
+    if not UPath(asked.slides).is_dir():
+        raise ValueError(f"no such folder of slides: {asked.slides}")
+    Layout(UPath(asked.out)).check_apart(UPath(asked.slides))
+    load_taxonomy(asked.taxonomy)
 
 
-def _run_count(parameters: dict[str, Any], verbose: bool) -> "CountReport":
+def _run_count(asked: CountParameters, verbose: bool) -> "CountReport":
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -113,11 +77,11 @@ def _run_count(parameters: dict[str, Any], verbose: bool) -> "CountReport":
         start_private_server()
     if verbose:
         with listening(LogLines(console)):
-            report: CountReport = count_slides(**parameters)
+            report: CountReport = count_slides(**asdict(asked))
     elif console.is_terminal:
         with warnings_on(console), ProgressBar(console) as bar, listening(bar):
-            report = count_slides(**parameters)
+            report = count_slides(**asdict(asked))
     else:
         with warnings_on(console), listening(LogLines(console)):
-            report = count_slides(**parameters)
+            report = count_slides(**asdict(asked))
     return report

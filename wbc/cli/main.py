@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 
 from wbc import __version__
-from wbc.cli import train
+from wbc.cli import config, train
 from wbc.cli.count import count
+from wbc.cli.options import CountCommand
 from wbc.cli.show import show
 from wbc.cli.synth import synth
 
@@ -29,6 +30,8 @@ def _wbc(
     """Differential counts of white blood cells from folders of microscope fields."""
 
 
-for verb in (count, show, synth):
-    app.command()(verb)
+app.command(cls=CountCommand)(count)
+app.command()(show)
+app.command()(synth)
 app.add_typer(train.app, name="train", help="Train a model from a config; an interrupted training carries on.")
+app.add_typer(config.app, name="config", help="What a count would be told, and by whom.")
