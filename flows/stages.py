@@ -21,7 +21,7 @@ RETRY_SECONDS = [2.0, 15.0]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What the stages of a flow run share. A stage that is tried again holds `alone`."""
+    """What the stages of a flow run share; `drawing` is which cells are drawn. A stage tried again holds `alone`."""
 
     job: Job
     cluster: Cluster

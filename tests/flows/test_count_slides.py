@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from distributed import Client, LocalCluster
 from PIL import Image
+from prefect.exceptions import ParameterTypeError
 from upath import UPath
 
 from flows import count_slides as flow_module
@@ -157,8 +158,8 @@ def test_class_named_in_a_settings_file_is_the_cluster(slides: UPath, tmp_path: 
         ({"detector": "/no/such/model"}, ValueError, "/no/such/model"),
         ({"classifier": "bundled:nonesuch"}, ValueError, "bundled:nonesuch"),
         ({"taxonomy": "nonesuch"}, ValueError, "nonesuch"),
-        ({"min_score": 2.0}, ValueError, "min_score"),
-        ({"um_per_px": -1.0}, ValueError, "um_per_px"),
+        ({"min_score": 2.0}, ParameterTypeError, "min_score: Input should be less"),
+        ({"um_per_px": -1.0}, ParameterTypeError, "um_per_px: Input should be greater"),
         ({"workers": 2}, ValueError, "has its workers"),
         ({"settings": "/no/such/file.toml"}, ValueError, "/no/such/file.toml"),
     ],

@@ -1,97 +1,29 @@
 """The `wbc` command as a user meets it: what it prints, where, and with which exit status."""
 
 import json
-import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from answers import refused
 from PIL import Image
-from prefect.logging.configuration import setup_logging
-from prefect.logging.handlers import PrefectConsoleHandler
-from prefect.testing.utilities import prefect_test_harness
-from typer.testing import CliRunner, Result
-from upath import UPath
+from typer.testing import Result
 
-from wbc.cli import main as cli
 from wbc.cli import terminal
+from wbc.cli.sources import option, plain_type
+from wbc.counting.parameters import CountParameters
 from wbc.counting.slide import SlideOutcome
 from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
 
 Wbc = Callable[..., Result]
-MakeSlide = Callable[..., UPath]
-
-
-@pytest.fixture(scope="module")
-def scheduler() -> Iterator[str]:
-    """The address of a running Dask cluster of one worker."""
-    from distributed import LocalCluster
-
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        LocalCluster(
-            n_workers=1,
-            threads_per_worker=2,
-            processes=False,
-            protocol="tcp://",
-            dashboard_address=":0",
-        ) as cluster,
-    ):
-        patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-        with prefect_test_harness(server_startup_timeout=180):
-            yield cluster.scheduler_address
-
-
-@pytest.fixture
-def wbc(monkeypatch: pytest.MonkeyPatch) -> Wbc:
-    """Runs the command in this process, whose Prefect is configured already: silenced here as the command does."""
-    setup_logging()
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, PrefectConsoleHandler):
-            monkeypatch.setattr(handler, "level", logging.CRITICAL)
-    for name in ("PREFECT_SERVER_ANALYTICS_ENABLED", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))
-    monkeypatch.setenv("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
-
-    def run(*arguments: object) -> Result:
-        return CliRunner().invoke(cli.app, [str(a) for a in arguments])
-
-    return run
-
-
-@pytest.fixture
-def count(wbc: Wbc, scheduler: str, dark_folder: Path) -> Wbc:
-    """`wbc count` on that cluster with a detector that finds painted discs."""
-
-    def run(slides: object, out: object, *more: object) -> Result:
-        models_used = ("--detector", dark_folder, "--classifier", "none", "--device", "cpu")
-        return wbc("count", slides, "--out", out, "--scheduler", scheduler, *models_used, *more)
-
-    return run
-
-
-@pytest.fixture
-def slides(tmp_path: Path, make_slide: MakeSlide) -> Path:
-    """Two slides: s1 of fields with 5 and 6 cells, s2 of one with 5."""
-    make_slide(UPath(tmp_path / "slides" / "s1"), 2)
-    make_slide(UPath(tmp_path / "slides" / "s2"), 1)
-    return tmp_path / "slides"
-
-
-def refused(result: Result) -> str:
-    """The one line that wrong usage is answered with."""
-    assert result.exit_code == 2, result.output
-    assert not result.stdout
-    assert "Traceback" not in result.stderr
-    return " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize(
@@ -124,8 +56,8 @@ def test_help_names_every_verb_and_option(wbc: Wbc) -> None:
     assert all(verb in told for verb in ("count", "show", "synth", "train"))
     options = wbc("count", "--help").stdout
     words = ("out", "detector", "classifier", "taxonomy", "min-score", "um-per-px", "device", "workers", "scheduler")
-    for option in (*words, "settings"):
-        assert f"--{option} " in options
+    for word in (*words, "settings"):
+        assert f"--{word} " in options
     for flag in ("--force", "--verify", "--keep-pixels", "--annotate", "--json"):
         assert flag in options
 
@@ -194,38 +126,51 @@ def test_a_slide_that_failed_as_a_whole_is_named(
     assert told[1]["n_cells"] == 5
 
 
+SPECIAL = {"taxonomy": "wang2021", "device": "cuda:1", "annotate": "all"}
+SOME = {str: "some", float: 0.4, int: 3, bool: True}
+
+
+def other_words(name: str) -> tuple[list[str], object]:
+    """An option that says something else than the default, and its value."""
+    value = SPECIAL.get(name) or SOME[plain_type(name)]
+    return [option(name), *([] if value is True else [str(value)])], value
+
+
 def test_every_option_reaches_the_flow(wbc: Wbc, slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import flows.count_slides as flow
 
-    seen: dict[str, object] = {}
+    told: dict[str, object] = {}
 
     def fake(**parameters: object) -> flow.CountReport:
-        seen.update(parameters)
+        told.update(parameters)
         return flow.CountReport(())
 
     monkeypatch.setattr(flow, "count_slides", fake)
-    words = (
-        "--detector D --classifier C --taxonomy wang2021 --min-score 0.4 --um-per-px 0.2 --device cuda:1 --workers 3"
-    )
-    more = "--scheduler tcp://h:1 --settings f.toml --force --verify --keep-pixels --annotate"
-    assert wbc("count", slides, "--out", tmp_path / "out", *words.split(), *more.split()).exit_code == 0
-    assert seen == {
-        "slides": str(slides),
-        "out": str(tmp_path / "out"),
-        "detector": "D",
-        "classifier": "C",
-        "taxonomy": "wang2021",
-        "min_score": 0.4,
-        "um_per_px": 0.2,
-        "device": "cuda:1",
-        "workers": 3,
-        "scheduler": "tcp://h:1",
-        "settings": "f.toml",
-        "force": True,
-        "verify": True,
-        "keep_pixels": True,
-        "annotate": True,
-    }
+    expected: dict[str, object] = {"slides": str(slides), "out": str(tmp_path / "out")}
+    words = ["count", str(slides), "--out", str(tmp_path / "out")]
+    for field in fields(CountParameters)[2:]:
+        more, expected[field.name] = other_words(field.name)
+        words += more
+    assert wbc(*words).exit_code == 0
+    assert told == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "drawn"),
+    [
+        (["SLIDES", "--annotate"], "white"),
+        (["--annotate", "SLIDES"], "white"),
+        (["SLIDES", "--annotate", "--force"], "white"),
+        (["SLIDES", "--annotate", "all"], "all"),
+        (["SLIDES", "--annotate=all"], "all"),
+        (["SLIDES"], "none"),
+    ],
+)
+def test_annotate_alone_means_the_white_cells(wbc: Wbc, words: list[str], drawn: str) -> None:
+    shown = wbc("config", "show", *words, "--json")
+    assert shown.exit_code == 0, shown.output
+    told = json.loads(shown.stdout)
+    assert (told["slides"]["value"], told["annotate"]["value"]) == ("SLIDES", drawn)
 
 
 def test_annotated_fields_lie_in_out(count: Wbc, slides: Path, tmp_path: Path) -> None:
@@ -239,10 +184,10 @@ def test_annotated_fields_lie_in_out(count: Wbc, slides: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
     [
-        ("--min-score", "1.5", "'--min-score': Input should be less than or equal to 1"),
-        ("--um-per-px", "0", "not a positive number"),
-        ("--um-per-px", "nan", "not a positive number"),
-        ("--workers", "0", "'--workers': Input should be greater than or equal to 1"),
+        ("--min-score", "1.5", "--min-score: min_score is 1.5: input should be less than or equal to 1"),
+        ("--um-per-px", "0", "um_per_px is 0.0: input should be greater than 0"),
+        ("--um-per-px", "nan", "um_per_px is nan: input should be a finite number"),
+        ("--workers", "0", "--workers: workers is 0: input should be greater than or equal to 1"),
         ("--device", "tpu", "'tpu' is not auto, cpu"),
         ("--taxonomy", "no such", "taxonomy no such: no such file"),
         ("--no-such-option", "1", "No such option"),
@@ -264,8 +209,8 @@ def test_a_missing_folder_of_slides_is_wrong_usage(wbc: Wbc, tmp_path: Path) -> 
 
 
 def test_a_model_that_is_not_there_is_wrong_usage(count: Wbc, slides: Path, tmp_path: Path) -> None:
-    for option in ("--detector", "--classifier"):
-        told = refused(count(slides, tmp_path / "out", option, tmp_path / "none"))
+    for model in ("--detector", "--classifier"):
+        told = refused(count(slides, tmp_path / "out", model, tmp_path / "none"))
         assert f"no model '{tmp_path}/none'" in told
 
 
@@ -326,56 +271,3 @@ def test_ctrl_c_ends_with_130(wbc: Wbc, slides: Path, tmp_path: Path, monkeypatc
     done = wbc("count", slides, "--out", tmp_path / "out")
     assert done.exit_code == 130
     assert "the same command goes on" in done.stderr
-
-
-@pytest.mark.parametrize(("arguments", "expected"), [((), "no slide was counted here"), (("s1",), "no slide was")])
-def test_show_without_a_count_is_wrong_usage(
-    wbc: Wbc, tmp_path: Path, arguments: tuple[str, ...], expected: str
-) -> None:
-    assert expected in refused(wbc("show", tmp_path, *arguments))
-
-
-def test_show_of_an_unknown_slide_names_those_that_are(count: Wbc, wbc: Wbc, slides: Path, tmp_path: Path) -> None:
-    count(slides, tmp_path / "out")
-    told = refused(wbc("show", tmp_path / "out", "s3"))
-    assert "'s3'" in told
-    assert told.endswith("s1, s2")
-
-
-@pytest.mark.parametrize(
-    ("n", "expected"), [(9, "s08"), (10, "s08, s09"), (11, "s08, s09 and 1 more"), (40, "and 30 more")]
-)
-def test_show_of_an_unknown_slide_says_how_many_more_there_are(
-    wbc: Wbc, commit_slide: Callable[..., None], tmp_path: Path, n: int, expected: str
-) -> None:
-    for i in range(n):
-        commit_slide(UPath(tmp_path / "out"), f"s{i:02d}", ["rbc"])
-    assert refused(wbc("show", tmp_path / "out", "s99")).endswith(expected)
-
-
-def test_the_shell_can_complete_commands(tmp_path: Path) -> None:
-    environment = os.environ | {"_WBC_COMPLETE": "complete_bash", "COMP_WORDS": "wbc s", "COMP_CWORD": "1"}
-    program = "from wbc.cli.main import app; app(prog_name='wbc')"
-    told = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert told.stdout.split() == ["show", "synth"]
-
-
-def test_synth_renders_the_same_slides_for_a_seed(wbc: Wbc, tmp_path: Path) -> None:
-    done = wbc("synth", tmp_path / "a", "--slides", 1, "--fields", 1, "--seed", 5)
-    assert done.exit_code == 0, done.output
-    truth = json.loads((tmp_path / "a" / "truth_coco.json").read_text())
-    assert [(i["file_name"], i["width"], i["height"]) for i in truth["images"]] == [
-        ("slide-01/field-01.jpg", 2560, 1920)
-    ]
-    assert (tmp_path / "a" / "slide-01" / "field-01.jpg").exists()
-    assert wbc("synth", tmp_path / "b", "--slides", 0).exit_code == 2
-
-
-def test_training_says_what_is_wrong_with_a_config(wbc: Wbc, tmp_path: Path) -> None:
-    config = tmp_path / "mine.toml"
-    config.write_text('classes = ["rbc"]\nclases = 1\n')
-    for verb in ("detector", "classifier"):
-        told = refused(wbc("train", verb, config, "--data", tmp_path, "--out", tmp_path / "model"))
-        assert "mine.toml" in told
-        assert "clases" in told
-    assert wbc("train", "detector", tmp_path / "none", "--data", tmp_path, "--out", tmp_path).exit_code == 2

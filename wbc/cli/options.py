@@ -38,10 +38,10 @@ class CountCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """The arguments, with the value that a lone `--annotate` leaves out."""
-        pairs = zip(args, [*args[1:], ""], strict=True)
-        lone = [word == "--annotate" and after not in get_args(Drawing) for word, after in pairs]
+        pairs = zip(args, [*args, ""][1:], strict=True)
+        lone = (word == "--annotate" and after not in get_args(Drawing) for word, after in pairs)
         return super().parse_args(
-            ctx, [f"{word}=white" if alone else word for word, alone in zip(args, lone, strict=True)]
+            ctx, [f"{word}=white" if bare else word for word, bare in zip(args, lone, strict=True)]
         )
 
 
