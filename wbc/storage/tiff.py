@@ -177,7 +177,7 @@ def _picture(name: str, page: "TiffPage", samples: NDArray[Any]) -> Image.Image:
     content = used.astype(np.uint8) if mode in ("P", "PA") else to_8_bits(name, used, page.bitspersample)
     if page.photometric == _WHITE_IS_ZERO:
         content = np.invert(content)
-    picture = Image.frombuffer(mode, (width, height), np.ascontiguousarray(content).tobytes(), "raw", mode, 0, 1)
+    picture = Image.frombuffer(mode, (width, height), np.ascontiguousarray(content), "raw", mode, 0, 1)
     if mode in ("P", "PA"):
         colours = np.asarray(page.colormap) >> 8
         picture.putpalette(colours.astype(np.uint8).T.tobytes())

@@ -86,6 +86,14 @@ def test_file_with_a_hole_is_refused(name: str, fraction: float) -> None:
     refused(content[:start] + bytes(length) + content[start + length :])
 
 
+@pytest.mark.parametrize("name", ["bmp", "bmp, grey", "tiff"])
+@settings(derandomize=True, max_examples=100)
+@given(fraction=fractions, length=st.sampled_from([512, 1024, 1460, 4096]))
+def test_hole_shorter_than_a_row_is_refused(name: str, fraction: float, length: int) -> None:
+    start = int(fraction * len(FILES[name]))
+    refused(FILES[name][:start] + bytes(length) + FILES[name][start + length :])
+
+
 @pytest.mark.parametrize("name", ["jpeg", "jpeg, grey", "jpeg, progressive"])
 @settings(derandomize=True, max_examples=50)
 @given(fraction=fractions)
@@ -145,6 +153,7 @@ MASKS = {
     "cross hair": (x != 320) & (y != 240),
     "scale bar": ~((x > 450) & (x < 600) & (y > 440) & (y < 450)),
     "line across": y != 300,
+    "outline": ~((x >= 200) & (x <= 400) & (y >= 100) & (y <= 300) & ((x % 200 == 0) | (y % 200 == 100))),
 }
 
 
