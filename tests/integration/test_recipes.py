@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from wbc.configs import read_toml
 from wbc.models import builders, registry
-from wbc.revision import code_revision
+from wbc.revision import code_revision, file_revision
 from wbc.synth.smear import SmearSettings, render_slides
 from wbc.training.classifier import ClassifierConfig, train_classifier
 from wbc.training.classifier_data import CropTable, read_crops
@@ -47,7 +47,7 @@ def detector_config(path: Path, names: dict[str, str], steps: int = 2) -> Path:
 classes = ["rbc", "platelet", "wbc"]
 builder = "faster_rcnn"
 um_per_px = 0.2
-frozen = ["conv_stem", "bn1", "blocks.0"]
+frozen = ["conv_stem", "bn1", "blocks.0."]
 credits = ["rendered"]
 [model]
 backbone = "tf_efficientnet_lite0"
@@ -182,7 +182,7 @@ def test_any_architecture_that_offers_what_training_asks_is_trained(
 ) -> None:
     monkeypatch.setitem(builders.BUILDERS, "one_cell", lambda card: OneCell())
     config = detector_config(tmp_path / "detector.toml", names)
-    text = config.read_text().replace('"faster_rcnn"', '"one_cell"\nimagenet = false').replace('"bn1", "blocks.0"', "")
+    text = config.read_text().replace('"faster_rcnn"', '"one_cell"\nimagenet = false').replace('"bn1", "blocks.0."', "")
     table = text[text.index("[model]") : text.index("[loop]")]
     config.write_text(text.replace(table, "[model]\n").replace('"conv_stem", ', ""))
     card = train_detector(config, data, tmp_path / "model", "cpu")
@@ -201,7 +201,7 @@ def test_any_architecture_that_offers_what_training_asks_is_trained(
         ('format = "coco"', 'format = "cocoa"', r"data\[1\]\.format is 'cocoa', none of 'voc', "),
         ('"faster_rcnn"', '"dark_regions"', r"arguments: backbone is unknown; the keys are level, smallest_px"),
         ('"tf_efficientnet_lite0"', '"resnet18"', r"no packaged ImageNet weights for 'resnet18'.*imagenet to false"),
-        ('"blocks.0"', '"block.0"', r"frozen is .*'block\.0'\]: .*block"),
+        ('"blocks.0."', '"block.0"', r"frozen is .*'block\.0'\]: .*block"),
     ],
 )
 def test_what_is_wrong_with_a_config_is_named(
@@ -227,4 +227,6 @@ def test_the_configs_of_the_bundled_models_are_sound() -> None:
     detector = read_toml(configs / "detector.toml", DetectorConfig)
     classifier = read_toml(configs / "classifier.toml", ClassifierConfig)
     for config, name in ((detector, "bundled:detector"), (classifier, "bundled:classifier")):
-        assert config.classes == registry.read_card(name).classes
+        card = registry.read_card(name)
+        assert config.classes == card.classes
+        assert file_revision(configs / f"{card.task}.toml") == card.dataset  # who edits a config trains its model anew

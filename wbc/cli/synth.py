@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from wbc.cli.terminal import usage_errors
+from wbc.configs import read_toml
 
 
 def synth(
@@ -13,10 +14,14 @@ def synth(
     slides: Annotated[int, typer.Option(min=1, help="How many slides.")] = 2,
     fields: Annotated[int, typer.Option(min=1, help="How many fields a slide.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="The same seed renders the same bytes.")] = 0,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of what a field holds: its size, scale, cells and their proportions.")
+    ] = None,
 ) -> None:
     """Render smears with exact truth beside them (COCO JSON): something to count without a microscope."""
     with usage_errors():
-        from wbc.synth.smear import render_slides
+        from wbc.synth.smear import SmearSettings, render_slides
 
-        truth = render_slides(out, slides, fields, seed)
+        settings = SmearSettings() if config is None else read_toml(config, SmearSettings)
+        truth = render_slides(out, slides, fields, seed, settings)
     typer.echo(f"{slides} slides of {fields} fields in {out}, what is in them in {truth}")

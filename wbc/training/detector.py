@@ -34,7 +34,7 @@ class DetectorConfig:
     """A detector's training config, table by table.
 
     `model` holds the builder's arguments; `imagenet` says whether the backbone starts from packaged ImageNet weights,
-    `frozen` which of its parts keep them (timm's names).
+    `frozen` which of its parts keep them: timm's names, with or without a dot at their end.
     """
 
     classes: tuple[str, ...]
@@ -120,7 +120,7 @@ def freeze_body(model: TrainableDetector, frozen: Sequence[str]) -> None:
     """
     freeze_batch_norm_2d(model.body)  # type: ignore[no-untyped-call]
     if frozen:  # timm freezes all where nothing is named
-        freeze(model.body, list(frozen))  # type: ignore[no-untyped-call]
+        freeze(model.body, [part.removesuffix(".") for part in frozen])  # type: ignore[no-untyped-call]
 
 
 def unfreeze_body(model: TrainableDetector) -> None:
