@@ -94,3 +94,41 @@ def test_a_count_takes_its_options_from_a_file(wbc: Wbc, tmp_path: Path) -> None
     told = refused(wbc("count", "--config", file, "--out", tmp_path))
     assert "no such folder of slides: no such folder" in told
     assert "no such file" in refused(wbc("count", "--config", tmp_path / "none.toml"))
+
+
+def test_version_says_what_wbc_stands_on(wbc: Wbc) -> None:
+    told = json.loads(wbc("version", "--json").stdout)
+    assert told["wbc"] == wbc("--version").stdout.strip()
+    assert told["torch"][0].isdigit()
+    assert len(told["code revision"]) == 12
+
+
+def test_models_tells_what_a_reference_means(wbc: Wbc, dark_folder: Path) -> None:
+    assert set(json.loads(wbc("models", "list", "--json").stdout)) == {"bundled:classifier", "bundled:detector"}
+    told = json.loads(wbc("models", "show", dark_folder, "--json").stdout)
+    assert (told["builder"], told["classes"], told["um_per_px"]) == ("dark_regions", ["rbc"], 0.2)
+    assert "eosinophil" in wbc("models", "show", "bundled:classifier").stdout
+    assert "bundled:detector" in refused(wbc("models", "show", "bundled:none"))
+
+
+def test_doctor_names_what_is_wrong(
+    wbc: Wbc, commit_slide: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = UPath(tmp_path / "out")
+    for slide_id in ("s1", "s2"):
+        commit_slide(out, slide_id, ["rbc", "monocyte"])
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    sound = wbc("doctor", out)
+    assert sound.exit_code == 0, sound.output
+    assert "nothing needs a look" in sound.stdout
+
+    (tmp_path / "out" / "cells" / "s1.parquet").write_bytes(b"PAR1")
+    (tmp_path / "out" / "slides" / "s2.parquet").unlink()
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    ill = wbc("doctor", out, "--json")
+    assert ill.exit_code == 3
+    wrong = {c["subject"]: c["fact"] for c in json.loads(ill.stdout) if c["state"] == "wrong"}
+    assert "cells/s1.parquet" in wrong[f"{out}/slides/s1.parquet"]
+    assert "never finished" in wrong[f"{out}/cells/s2.parquet"]
+    assert "does not answer" in wrong["Prefect server"]
+    assert "no such folder of results" in refused(wbc("doctor", tmp_path / "none"))

@@ -5,14 +5,15 @@ from typing import Annotated
 import typer
 
 from wbc import __version__
-from wbc.cli import config, train
+from wbc.cli import config, models, train
+from wbc.cli.about import doctor, version
 from wbc.cli.count import count
 from wbc.cli.options import CountCommand
 from wbc.cli.show import show
 from wbc.cli.synth import synth
 
 
-def _version(asked: bool) -> None:
+def _print_version(asked: bool) -> None:
     if asked:
         typer.echo(__version__)
         raise typer.Exit
@@ -24,7 +25,7 @@ app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_e
 @app.callback()
 def _wbc(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Differential counts of white blood cells from folders of microscope fields."""
@@ -33,5 +34,8 @@ def _wbc(
 app.command(cls=CountCommand)(count)
 app.command()(show)
 app.command()(synth)
+app.command()(version)
+app.command()(doctor)
 app.add_typer(train.app, name="train", help="Train a model from a config; an interrupted training carries on.")
 app.add_typer(config.app, name="config", help="What a count would be told, and by whom.")
+app.add_typer(models.app, name="models", help="The models that come along, and what a reference means.")

@@ -45,13 +45,17 @@ class LoadedModel:
     device: "torch.device"
 
 
+def bundled_models() -> list[str]:
+    """The references of the models that come with wbc."""
+    return [f"bundled:{path.parent.name}" for path in sorted(BUNDLED.glob(f"*/{CARD}"))]
+
+
 def locate(reference: str) -> Path:
     """The folder of a model. Raises ModelError, naming the reference, where there is none."""
     if reference.startswith("bundled:"):
         folder = BUNDLED / reference.removeprefix("bundled:")
-        known = sorted(p.parent.name for p in BUNDLED.glob(f"*/{CARD}"))
         if not (folder / CARD).is_file():
-            raise ModelError(f"no bundled model {reference!r}; there are {', '.join(f'bundled:{k}' for k in known)}")
+            raise ModelError(f"no bundled model {reference!r}; there are {', '.join(bundled_models())}")
         return folder
     if reference.startswith("models:/"):
         return _from_mlflow(reference)

@@ -73,19 +73,22 @@ def publish(temporary: UPath, path: UPath) -> None:
         path.fs.mv(temporary.path, path.path)
 
 
-def remove_temporaries(folder: UPath) -> None:
-    """Remove what a killed process left half-written in `folder` and below; nothing where there is no such folder."""
+def temporaries(folder: UPath) -> Iterator[UPath]:
+    """What a killed process left half-written in `folder` and below; nothing where there is no such folder."""
     if (local := local_path(folder)) is not None:
         for below, _, names in os.walk(local):
-            for name in filter(_is_temporary, names):
-                with suppress(FileNotFoundError):
-                    os.unlink(os.path.join(below, name))
+            yield from (UPath(below, name, protocol=folder.protocol) for name in filter(_is_temporary, names))
         return
     # An object store lists all that is below a folder at one call.
     for path in folder.fs.find(folder.path):
         if _is_temporary(path.rsplit("/", 1)[-1]):
-            with suppress(FileNotFoundError):
-                folder.fs.rm_file(path)
+            yield folder / path.removeprefix(folder.path).lstrip("/")
+
+
+def remove_temporaries(folder: UPath) -> None:
+    """Remove what a killed process left half-written in `folder` and below."""
+    for path in list(temporaries(folder)):
+        path.unlink(missing_ok=True)
 
 
 def remove_folder(folder: UPath) -> None:

@@ -11,7 +11,7 @@ OUT/.wbc/                           what the program keeps for itself: stamps of
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -66,9 +66,9 @@ class Layout:
         """The Zarr group of a slide's pixels while it is counted, among the leftovers of a killed run unless kept."""
         return (self.out if keep else self.out / _STATE) / "pixels" / f"{_checked(slide_id)}.zarr"
 
-    def slide_ids(self) -> list[str]:
-        """The slides that have a row in `slides`, sorted; none where there is no such folder."""
-        folder = self.out / "slides"
+    def slide_ids(self, table: TableName = "slides") -> list[str]:
+        """The slides that have a file of a table, sorted; none where there is no such folder."""
+        folder = self.out / table
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         shown = [name for name in names if name.endswith(".parquet") and name[0] not in "._"]
         return sorted(name.removesuffix(".parquet") for name in shown)
@@ -91,6 +91,13 @@ class Layout:
         for name in _ALWAYS_MADE:
             with atomic.naming(self.out / name, "results cannot be written here"):
                 atomic.write_temporary(self.out / name / "probe", b"\0", durable=False).unlink()
+
+    def leftovers(self) -> Iterator[UPath]:
+        """What a killed run left half-written, and its pixels that were not to be kept."""
+        for name in _FOLDERS:
+            yield from atomic.temporaries(self.out / name)
+        pixels = self.out / _STATE / "pixels"
+        yield from pixels.iterdir() if pixels.is_dir() else ()
 
     def sweep(self) -> None:
         """Remove what a killed run left: pixels that were not to be kept, and files half-written."""
