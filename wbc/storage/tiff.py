@@ -4,6 +4,7 @@ tifffile reads the structure, imagecodecs decodes. They are imported where a TIF
 """
 
 import io
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from wbc.types import FieldError
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage, TiffPageSeries
 
+# What tifffile logs of a broken file is not for the terminal: the field fails with its reason.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 _ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 274, 282, 283, 296
 _UNCOMPRESSED, _JPEG = 1, 7
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6

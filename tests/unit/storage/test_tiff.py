@@ -1,6 +1,9 @@
 """A TIFF's axes, channels, pages and compressions are read and never guessed."""
 
+import subprocess
+import sys
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,6 +153,16 @@ def test_jpeg_inside_with_a_hole() -> None:
     content[20_000:24_096] = bytes(4096)
     with pytest.raises(FieldError, match="is truncated or damaged"):
         decode_field("f", bytes(content))
+
+
+def test_a_broken_tiff_writes_nothing_on_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "cut.tif"
+    Image.fromarray(smear()).save(path, compression="tiff_lzw")  # its directory lies at the end
+    path.write_bytes(path.read_bytes()[:-300])
+    script = f"from upath import UPath; from wbc.storage.images import read_field; read_field(UPath({str(path)!r}))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "FieldError: cut.tif: cannot be decoded: the TIFF holds no picture" in run.stderr
+    assert "invalid offset" not in run.stderr
 
 
 # Scale
