@@ -23,6 +23,7 @@ from wbc.models import registry
 from wbc.models.cards import Task
 from wbc.models.registry import ModelRef
 from wbc.storage.layout import Layout
+from wbc.storage.lock import Hold, holding
 from wbc.storage.slides import discover
 from wbc.taxonomy import Taxonomy, check_classes, load_taxonomy
 from wbc.types import Slide
@@ -55,40 +56,51 @@ def count_slides(parameters: CountParameters) -> CountReport:
 
     A slide that fails, or a field of it, never costs the others: it is in the report with its reason. Raises
     ValueError or OSError where the run as a whole cannot be: no such folder, model, taxonomy, cluster; OUT not
-    writable, or among the slides. Raises NothingCounted where every slide of a deployment's run failed.
+    writable, among the slides, or written by another run. Raises NothingCounted where every slide of a deployment's
+    run failed.
     """
     slides, job = UPath(parameters.slides), _job(parameters)
     drawing = None if parameters.annotate == "none" else parameters.annotate
     wanted, layout = _cluster(parameters), Layout(job.out)
     layout.check_apart(slides)
     found = [replace(slide, um_per_px=parameters.um_per_px) for slide in discover(slides)]
-    layout.check_writable()
-    layout.sweep()
+    with holding(job.out, job.run_id) as hold:
+        layout.check_writable()
+        layout.sweep()
+        outcomes = _outcomes(found, job, wanted, drawing, hold)
+        hold.check()
+        layout.sweep()
+    report = CountReport(tuple(outcomes[slide.slide_id] for slide in found))
+    _publish(report, found, job)
+    return report
 
+
+def _outcomes(
+    slides: Sequence[Slide], job: Job, wanted: ClusterSettings, drawing: Cells | None, hold: Hold
+) -> dict[str, SlideOutcome]:
+    """What becomes of every slide, by its id; those that need something are counted on a cluster."""
     listener = current_listener()
-    listener.slides_found(len(found), sum(len(slide.field_paths) for slide in found))
+    listener.slides_found(len(slides), sum(len(slide.field_paths) for slide in slides))
     outcomes: dict[str, SlideOutcome] = {}
     waiting = []
-    for slide in found:
+    for slide in slides:
         standing = _standing(slide, job, drawing)
         if standing is None:
             waiting.append(slide)
         else:
             outcomes[slide.slide_id] = standing
             listener.slide_done(standing)
-    get_run_logger().info("%d slides in %s, %d counted already", len(found), slides, len(outcomes))
+    get_run_logger().info("%d slides, %d counted already", len(slides), len(outcomes))
 
     if waiting:
         models = [model for model in (job.detector, job.classifier) if model is not None]
-        with open_cluster(wanted, parameters.device, models) as cluster:
+        with open_cluster(wanted, job.device, models) as cluster:
             run = Run(replace(job, device=cluster.device), cluster, drawing, listener)
             for outcome in count_all(waiting, run):
                 outcomes[outcome.slide_id] = outcome
                 listener.slide_done(outcome)
-    layout.sweep()
-    report = CountReport(tuple(outcomes[slide.slide_id] for slide in found))
-    _publish(report, found, job)
-    return report
+                hold.check()
+    return outcomes
 
 
 def _job(parameters: CountParameters) -> Job:
@@ -103,6 +115,7 @@ def _job(parameters: CountParameters) -> Job:
         force=parameters.force,
         verify=parameters.verify,
         keep_pixels=parameters.keep_pixels,
+        device=parameters.device,
     )
 
 

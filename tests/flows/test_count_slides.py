@@ -26,6 +26,7 @@ from wbc.counting import worker
 from wbc.counting.slide import SlideOutcome
 from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
+from wbc.storage.lock import OutInUse, holding
 
 pytestmark = pytest.mark.dask
 
@@ -283,6 +284,19 @@ def test_drawing_that_fails_leaves_the_count(slides: UPath, tmp_path: Path, run_
     assert (long.status, long.n_cells) == ("counted", sum(range(5, 14)))
     (failed,) = long.failed_fields
     assert failed.reason.startswith(f"not annotated: cannot be written: Not a directory: {out}/annotated/long")
+
+
+def test_a_flow_that_meets_another_run_on_its_out_is_refused_and_touches_nothing(
+    slides: UPath, tmp_path: Path, run_flow: RunFlow
+) -> None:
+    out = UPath(tmp_path / "out")
+    group = out / ".wbc" / "pixels" / "night-7" / "long.zarr"
+    with holding(out, "night-7"):
+        group.mkdir(parents=True)
+        with pytest.raises(OutInUse, match=r"is written by .*run night-7 \(process \d+ on .*, since "):
+            run_flow(slides, out)
+        assert group.exists()
+        assert not (out / "cells").exists()
 
 
 def test_pixels_are_kept_where_asked_and_then_left_alone(

@@ -56,11 +56,13 @@ def _check_early(asked: CountParameters) -> None:
     from upath import UPath
 
     from wbc.storage.layout import Layout
+    from wbc.storage.lock import check_free
     from wbc.taxonomy import load_taxonomy
 
     if not UPath(asked.slides).is_dir():
         raise ValueError(f"no such folder of slides: {asked.slides}")
     Layout(UPath(asked.out)).check_apart(UPath(asked.slides))
+    check_free(UPath(asked.out))
     load_taxonomy(asked.taxonomy)
 
 

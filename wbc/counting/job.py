@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any, get_args
+from uuid import uuid4
 
 from upath import UPath
 
@@ -45,11 +46,16 @@ class WorkSettings:
     batch_px: int = BATCH_PX
 
 
+def new_run_id() -> str:
+    """A name that no other run has."""
+    return uuid4().hex[:12]
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One count: where it goes, with what models, how.
 
-    `device` is auto, cpu, cuda or cuda:i, resolved on the worker.
+    `device` is auto, cpu, cuda or cuda:i, resolved on the worker. `run_id` tells the pixels of one run from another's.
     """
 
     out: UPath
@@ -62,10 +68,11 @@ class Job:
     force: bool = False
     verify: bool = False
     keep_pixels: bool = False
+    run_id: str = field(default_factory=new_run_id)
 
     def pixels(self, slide_id: str) -> UPath:
         """The Zarr group of a slide's pixels while it is counted."""
-        return Layout(self.out).pixels(slide_id, keep=self.keep_pixels)
+        return Layout(self.out).pixels(slide_id, None if self.keep_pixels else self.run_id)
 
 
 def count_id(slide: Slide, digests: Mapping[str, str], job: Job, precision: Precision | None) -> str:

@@ -92,9 +92,10 @@ def remove_temporaries(folder: UPath) -> None:
 
 
 def remove_folder(folder: UPath) -> None:
-    """Delete a folder with all that is in it, if it is there."""
-    if folder.exists():
-        folder.fs.rm(folder.path, recursive=True)
+    """Delete a folder with all that is in it, if it is there, also while others delete in it."""
+    while folder.exists():
+        with suppress(FileNotFoundError):
+            folder.fs.rm(folder.path, recursive=True)
 
 
 @contextmanager

@@ -62,9 +62,14 @@ class Layout:
         """What is known of the files of a slide."""
         return self.out / _STATE / f"{_checked(slide_id)}.json"
 
-    def pixels(self, slide_id: str, *, keep: bool) -> UPath:
-        """The Zarr group of a slide's pixels while it is counted, among the leftovers of a killed run unless kept."""
-        return (self.out if keep else self.out / _STATE) / "pixels" / f"{_checked(slide_id)}.zarr"
+    def pixels(self, slide_id: str, run_id: str | None) -> UPath:
+        """The Zarr group of a slide's pixels while a run counts it; of those to be kept, where there is no `run_id`."""
+        folder = self.out / "pixels" if run_id is None else self.out / _STATE / "pixels" / run_id
+        return folder / f"{_checked(slide_id)}.zarr"
+
+    def writer(self) -> UPath:
+        """The folder in which the one run that writes to OUT holds it."""
+        return self.out / _STATE / "writer"
 
     def slide_ids(self, table: TableName = "slides") -> list[str]:
         """The slides that have a file of a table, sorted; none where there is no such folder."""
@@ -100,7 +105,10 @@ class Layout:
         yield from pixels.iterdir() if pixels.is_dir() else ()
 
     def sweep(self) -> None:
-        """Remove what a killed run left: pixels that were not to be kept, and files half-written."""
+        """Remove what a killed run left: pixels that were not to be kept, and files half-written.
+
+        For the run that holds OUT alone: whatever is there is of its own or of dead ones.
+        """
         atomic.remove_folder(self.out / _STATE / "pixels")
         for name in _FOLDERS:
             atomic.remove_temporaries(self.out / name)

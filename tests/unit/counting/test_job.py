@@ -57,6 +57,7 @@ HOW = {
     "force": st.booleans(),
     "verify": st.booleans(),
     "keep_pixels": st.booleans(),
+    "run_id": text,
 }
 CARD_NOW = ModelCard("n", "1", "detector", "b", {}, ("wbc",), 0.2, 0, (0.5,) * 3, (0.5,) * 3, "0" * 64)
 BLOOD = load_taxonomy("blood")
