@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_table_artifact
+from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 from upath import UPath
 
@@ -41,8 +42,8 @@ class CountReport:
 
     @property
     def failed(self) -> tuple[SlideOutcome, ...]:
-        """Those that failed, or have fields that did."""
-        return tuple(o for o in self.outcomes if o.status == "failed" or o.failed_fields)
+        """Those that failed, or of which something did."""
+        return tuple(o for o in self.outcomes if o.reason or o.failed_fields)
 
 
 class NothingCounted(RuntimeError):
@@ -72,7 +73,22 @@ def count_slides(parameters: CountParameters) -> CountReport:
         layout.sweep()
     report = CountReport(tuple(outcomes[slide.slide_id] for slide in found))
     _publish(report, found, job)
-    return report
+    return _ending(report)
+
+
+def _ending(report: CountReport) -> CountReport:
+    """What the flow returns: the report, under a state of its own name where slides failed.
+
+    Prefect takes a state for the run's, and hands on the report in it.
+    """
+    failed = [outcome for outcome in report.outcomes if outcome.status == "failed"]
+    if not failed:
+        return report
+    message = f"{len(failed)} of {len(report.outcomes)} slides failed; the first: {failed[0].reason}"
+    # Nobody reads what a scheduled run returns: one that achieved nothing must not look like one that did.
+    if len(failed) == len(report.outcomes) and runtime.deployment.id:
+        raise NothingCounted(message)
+    return cast(CountReport, Completed(name="CompletedWithFailures", message=message, data=report))
 
 
 def _outcomes(
@@ -149,6 +165,3 @@ def _publish(report: CountReport, slides: Sequence[Slide], job: Job) -> None:
     lines = [slide_line(o, s, job.out, job.taxonomy) for o, s in zip(report.outcomes, slides, strict=True)]
     create_table_artifact(lines, key="count-slides", description=f"{total}. Tables in {markdown_text(str(job.out))}.")
     (get_run_logger().warning if report.failed else get_run_logger().info)(total)
-    # Nobody reads what a scheduled run returns: one that achieved nothing must not look like one that did.
-    if failed and len(failed) == len(report.outcomes) and runtime.deployment.id:
-        raise NothingCounted(f"none of {len(failed)} slides was counted; the first: {failed[0].reason}")

@@ -17,7 +17,6 @@ from flows.cluster import Cluster, reason
 from flows.stages import Run, annotate, count_cells, ingest
 from wbc.counting.slide import Ingested, SlideOutcome, chunks, record_failure
 from wbc.storage.atomic import remove_folder
-from wbc.storage.tables import FailedField
 from wbc.types import Slide
 
 T = TypeVar("T")
@@ -83,8 +82,7 @@ def _outcome(work: Work, run: Run) -> SlideOutcome:
     get_run_logger().error("%r: %s", work.slide.slide_id, why)
     if outcome is None:
         return _failure(work, why, run)
-    not_drawn = FailedField("", f"not annotated: {why}")
-    return replace(outcome, failed_fields=(*outcome.failed_fields, not_drawn))
+    return replace(outcome, reason=f"not annotated: {why}")
 
 
 def _result(stages: Iterable[PrefectFuture[Any]]) -> tuple[SlideOutcome | None, Exception | None]:

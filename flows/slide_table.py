@@ -36,7 +36,7 @@ def slide_line(outcome: SlideOutcome, slide: Slide, out: UPath, taxonomy: Taxono
         "slide": markdown_text(outcome.slide_id),
         "status": outcome.status,
         "fields": outcome.n_fields,
-        "failed fields": sum(bool(f.field) for f in outcome.failed_fields),
+        "failed fields": len(outcome.failed_fields),
         "cells": outcome.n_cells,
         "differential": markdown_text(percents),
         "flags": markdown_text(flags),

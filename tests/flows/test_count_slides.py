@@ -97,7 +97,7 @@ def test_flow_counts_as_the_library_alone_does_and_tells_it(
 
     assert_equal(read_tables(out), counted_on_threads(slides, UPath(tmp_path / "expected")))
     assert temporaries(out) == []
-    assert statuses(report) == {"empty": "counted", "long": "counted", "mixed": "counted"}
+    assert statuses(report) == {"empty": "failed", "long": "counted", "mixed": "counted"}
     assert [o.slide_id for o in report.failed] == ["empty", "mixed"]
     assert notes.found == [(3, 12)]
     assert sorted(notes.done, key=lambda o: o.slide_id) == list(report.outcomes)
@@ -125,22 +125,22 @@ def test_second_run_opens_no_field_and_starts_no_cluster(
     monkeypatch.setattr(worker, "field_content", forbidden)
     with listening(notes):
         second = run_flow(slides, out)
-    assert statuses(second) == {"empty": "unchanged", "long": "unchanged", "mixed": "unchanged"}
+    assert statuses(second) == {"empty": "failed", "long": "unchanged", "mixed": "unchanged"}
     assert [o.n_cells for o in second.outcomes] == [o.n_cells for o in first.outcomes]
     assert [o.failed_fields for o in second.outcomes] == [o.failed_fields for o in first.outcomes]
-    assert [o.status for o in notes.done] == ["unchanged"] * 3
-    assert [row["status"] for row in newest_artifact()] == ["unchanged"] * 3
+    assert [o.status for o in notes.done] == ["failed", "unchanged", "unchanged"]
+    assert [row["status"] for row in newest_artifact()] == ["failed", "unchanged", "unchanged"]
 
 
 def test_only_what_changed_is_counted_again(slides: UPath, tmp_path: Path, run_flow: RunFlow) -> None:
     out = UPath(tmp_path / "out")
     run_flow(slides, out)
     (slides / "mixed" / "notes [1].jpg").unlink()
-    assert statuses(run_flow(slides, out)) == {"empty": "unchanged", "long": "unchanged", "mixed": "counted"}
-    assert set(statuses(run_flow(slides, out, force=True)).values()) == {"counted"}
-    assert set(statuses(run_flow(slides, out, verify=True)).values()) == {"unchanged"}
-    assert set(statuses(run_flow(slides, out, min_score=0.9)).values()) == {"counted"}
-    assert set(statuses(run_flow(slides, out, um_per_px=0.2, min_score=0.9)).values()) == {"counted"}
+    assert statuses(run_flow(slides, out)) == {"empty": "failed", "long": "unchanged", "mixed": "counted"}
+    assert set(statuses(run_flow(slides, out, force=True)).values()) == {"failed", "counted"}
+    assert set(statuses(run_flow(slides, out, verify=True)).values()) == {"failed", "unchanged"}
+    assert set(statuses(run_flow(slides, out, min_score=0.9)).values()) == {"failed", "counted"}
+    assert set(statuses(run_flow(slides, out, um_per_px=0.2, min_score=0.9)).values()) == {"failed", "counted"}
 
 
 def test_class_named_in_a_settings_file_is_the_cluster(slides: UPath, tmp_path: Path, run_flow: RunFlow) -> None:
@@ -150,7 +150,7 @@ def test_class_named_in_a_settings_file_is_the_cluster(slides: UPath, tmp_path: 
         'threads_per_worker = 1\ndashboard_address = "127.0.0.1:0"\n'
     )
     report = run_flow(slides, UPath(tmp_path / "out"), scheduler=None, settings=str(site))
-    assert set(statuses(report).values()) == {"counted"}
+    assert set(statuses(report).values()) == {"failed", "counted"}
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_slide_that_cannot_be_committed_costs_no_other(
     out = UPath(tmp_path / "out")
     (out / "cells" / "long.parquet" / "in the way").mkdir(parents=True)
     report = run_flow(slides, out)
-    assert statuses(report) == {"empty": "counted", "long": "failed", "mixed": "counted"}
+    assert statuses(report) == {"empty": "failed", "long": "failed", "mixed": "counted"}
     failed = next(o for o in report.outcomes if o.slide_id == "long")
     assert "long.parquet" in failed.reason
     assert failed in report.failed
@@ -234,7 +234,7 @@ def test_bad_moments_are_tried_again_and_full_disks_are_not(
     monkeypatch.setattr(stages, "ingest_slide", sometimes)
     monkeypatch.setattr(stages.ingest, "retry_delay_seconds", 0)
     report = run_flow(slides, UPath(tmp_path / "out"))
-    assert statuses(report) == {"empty": "counted", "long": status, "mixed": "counted"}
+    assert statuses(report) == {"empty": "failed", "long": status, "mixed": "counted"}
     assert len(calls) == attempts
 
 
@@ -248,8 +248,18 @@ def test_scheduled_run_that_counted_nothing_fails(
     report = run_flow(slides, UPath(tmp_path / "out"))
     assert [o.reason for o in report.outcomes] == ["RuntimeError: nothing goes"] * 3
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "9a0c")
-    with pytest.raises(NothingCounted, match=r"none of 3 slides was counted.*nothing goes"):
+    with pytest.raises(NothingCounted, match=r"3 of 3 slides failed.*nothing goes"):
         run_flow(slides, UPath(tmp_path / "out"))
+
+
+def test_run_with_failed_slides_ends_under_a_name_of_its_own(slides: UPath, tmp_path: Path, run_flow: RunFlow) -> None:
+    state: Any = run_flow(slides, UPath(tmp_path / "out"), return_state=True)
+    assert (state.name, state.is_completed()) == ("CompletedWithFailures", True)
+    assert state.message == "1 of 3 slides failed; the first: the folder holds no image"
+    assert [o.slide_id for o in state.result().failed] == ["empty", "mixed"]
+    (slides / "empty").rmdir()
+    state = run_flow(slides, UPath(tmp_path / "out"), return_state=True)
+    assert state.name == "Completed"
 
 
 def test_drawings_are_made_and_made_again_where_they_are_missing_or_old(
@@ -258,10 +268,10 @@ def test_drawings_are_made_and_made_again_where_they_are_missing_or_old(
     out = UPath(tmp_path / "out")
     run_flow(slides, out)
     assert not (out / "annotated").exists()
-    assert set(statuses(run_flow(slides, out, annotate=True)).values()) == {"unchanged"}
+    assert set(statuses(run_flow(slides, out, annotate=True)).values()) == {"failed", "unchanged"}
     drawings = sorted((tmp_path / "out" / "annotated").rglob("*.jpg"))
     assert len(drawings) == 11
-    assert set(statuses(run_flow(slides, out, annotate=True)).values()) == {"unchanged"}
+    assert set(statuses(run_flow(slides, out, annotate=True)).values()) == {"failed", "unchanged"}
 
     before = {path: path.stat().st_mtime_ns for path in drawings}
     drawings[0].unlink()
@@ -282,8 +292,7 @@ def test_drawing_that_fails_leaves_the_count(slides: UPath, tmp_path: Path, run_
     report = run_flow(slides, out, annotate=True)
     long = next(o for o in report.outcomes if o.slide_id == "long")
     assert (long.status, long.n_cells) == ("counted", sum(range(5, 14)))
-    (failed,) = long.failed_fields
-    assert failed.reason.startswith(f"not annotated: cannot be written: Not a directory: {out}/annotated/long")
+    assert long.reason.startswith(f"not annotated: cannot be written: Not a directory: {out}/annotated/long")
 
 
 def test_a_flow_that_meets_another_run_on_its_out_is_refused_and_touches_nothing(
@@ -339,7 +348,7 @@ def test_worker_killed_in_the_middle_changes_nothing(
         workers = list(client.run(os.getpid).values())
         report = run_flow(slides, UPath(tmp_path / "out"), scheduler=cluster.scheduler_address)
         assert killed
-    assert set(statuses(report).values()) == {"counted"}
+    assert set(statuses(report).values()) == {"failed", "counted"}
     assert_equal(read_tables(UPath(tmp_path / "out")), counted_on_threads(slides, UPath(tmp_path / "expected")))
 
 
@@ -372,5 +381,5 @@ def test_field_that_kills_every_worker_costs_its_slide_alone(
     )
     with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
         report = run_flow(slides, UPath(tmp_path / "out"), scheduler=None, settings=str(site))
-    assert statuses(report) == {"empty": "counted", "long": "failed", "mixed": "counted"}
+    assert statuses(report) == {"empty": "failed", "long": "failed", "mixed": "counted"}
     assert next(o for o in report.outcomes if o.slide_id == "long").reason.startswith("a worker died 1 times in a row")

@@ -101,7 +101,7 @@ def test_what_failed_is_named_and_the_rest_is_counted(count: Wbc, slides: Path, 
     done = count(slides, tmp_path / "out")
     assert done.exit_code == 3
     assert "s1: f000.png: is no JPEG, PNG, TIFF or BMP image" in done.stderr.splitlines()
-    assert "empty: the folder holds no image" in done.stderr.splitlines()
+    assert "empty: not counted: the folder holds no image" in done.stderr.splitlines()
     rbc = pd.read_parquet(tmp_path / "out" / "differentials").query("cell_type == 'rbc'").set_index("slide_id")["count"]
     assert rbc.to_dict() == {"empty": 0, "s1": 6, "s2": 5}
     assert count(slides, tmp_path / "out").exit_code == 3, "what failed is told again as long as it is so"

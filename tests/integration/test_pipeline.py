@@ -21,7 +21,7 @@ from upath import UPath
 from wbc.cells.detect import TileSettings
 from wbc.cells.scale import WHOLE_RED_CELL_UM
 from wbc.counting import worker
-from wbc.counting.slide import CountSettings, Job, SlideOutcome, WorkSettings, count_slide, is_counted
+from wbc.counting.slide import CountSettings, Job, SlideOutcome, WorkSettings, count_slide, is_counted, unchanged
 from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
 from wbc.models.registry import ModelRef
@@ -353,8 +353,10 @@ def test_a_field_that_vanishes_on_the_way_is_named(
     assert not is_counted(slide, make_job(out))
 
 
-def assert_empty(out: UPath, outcome: SlideOutcome, read: dict[str, pd.DataFrame]) -> None:
-    assert (outcome.status, outcome.n_cells) == ("counted", 0)
+def assert_empty(out: UPath, outcome: SlideOutcome, read: dict[str, pd.DataFrame], reason: str = "") -> None:
+    assert (outcome.status, outcome.reason, outcome.n_cells) == ("failed" if reason else "counted", reason, 0)
+    assert row(out)["reason"] == reason if reason else pd.isna(row(out)["reason"])
+    assert ("slide_failed" in row(out)["flags"]) == bool(reason)
     assert len(read["cells"]) == 0
     assert (read["differentials"]["count"] == 0).all()
     assert read["differentials"][["percent", "ci_low", "ci_high"]].isna().all(axis=None)
@@ -369,9 +371,12 @@ def test_a_slide_of_bad_fields_alone_is_a_row_that_names_them(
         (tmp_path / "slides" / "s1" / name).write_bytes(b"no picture")
     slide = only(UPath(tmp_path / "slides" / "s1"))
     outcome = count_slide(slide, make_job(out), threads)
-    assert_empty(out, outcome, read_tables(out))
+    reason = "no field could be counted; the first, a.jpg: is no JPEG, PNG, TIFF or BMP image"
+    assert_empty(out, outcome, read_tables(out), reason)
     assert [f["field"] for f in row(out)["failed_fields"]] == ["a.jpg", "b.png"]
+    assert row(out)["n_fields_failed"] == 2
     assert is_counted(slide, make_job(out))
+    assert unchanged(slide, out) == replace(outcome, seconds=0.0)
 
 
 def test_a_slide_without_an_image_is_a_row_that_says_so(
@@ -380,9 +385,11 @@ def test_a_slide_without_an_image_is_a_row_that_says_so(
     (tmp_path / "slides" / "s1").mkdir(parents=True)
     slide = only(UPath(tmp_path / "slides" / "s1"))
     outcome = count_slide(slide, make_job(out), threads)
-    assert_empty(out, outcome, read_tables(out))
-    assert [f["reason"] for f in row(out)["failed_fields"]] == ["the folder holds no image"]
+    assert_empty(out, outcome, read_tables(out), "the folder holds no image")
+    assert (row(out)["n_fields"], row(out)["n_fields_failed"]) == (0, 0)
+    assert "fields_failed" not in row(out)["flags"]
     assert is_counted(slide, make_job(out))
+    assert unchanged(slide, out) == replace(outcome, seconds=0.0)
 
 
 def test_fields_without_a_cell_are_counted_to_nothing(

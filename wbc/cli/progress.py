@@ -87,8 +87,6 @@ class ProgressBar:
 
     def slide_done(self, outcome: "SlideOutcome") -> None:
         """A slide is done; fields that need no counting, or cannot be counted, are done with it."""
-        silent = (
-            outcome.n_fields if outcome.status == "unchanged" else sum(bool(f.field) for f in outcome.failed_fields)
-        )
+        silent = outcome.n_fields if outcome.status == "unchanged" else len(outcome.failed_fields)
         self._bar.update(self._fields, advance=silent)
         self._bar.update(self._slides, advance=1)

@@ -76,6 +76,8 @@ def _line(row: DifferentialRow, depth: int) -> Line:
 
 
 def _headline(row: SlideRow) -> Text:
+    if row.reason is not None:
+        return Text.assemble((printable(row.slide_id), "bold"), ("  not counted", "red"))
     read = f"{row.n_fields - row.n_fields_failed} of {counted(row.n_fields, 'field')}"
     facts = f"  {read} · {counted(row.n_differential, 'cell')} in the differential · {row.taxonomy}"
     return Text.assemble((printable(row.slide_id), "bold"), facts)
@@ -94,6 +96,8 @@ def _facts(row: SlideRow) -> Iterator[tuple[str, str]]:
 def _warnings(row: SlideRow) -> Iterator[Text]:
     if row.flags:
         yield Text(f"{'flags':<10}{', '.join(row.flags)}", style="yellow")
+    if row.reason is not None:
+        yield Text(f"{'failed':<10}{printable(row.reason)}", style="red")
     for failed in row.failed_fields:
         yield Text(f"{'failed':<10}{failed_line(failed)}", style="red")
 
@@ -101,13 +105,14 @@ def _warnings(row: SlideRow) -> Iterator[Text]:
 def failures(outcome: "SlideOutcome") -> list[str]:
     """One line for each thing of a slide that could not be counted, with the reason."""
     slide = printable(outcome.slide_id)
-    lines = [f"{slide}: not counted: {printable(outcome.reason)}"] if outcome.status == "failed" else []
+    not_counted = "not counted: " if outcome.status == "failed" else ""
+    lines = [f"{slide}: {not_counted}{printable(outcome.reason)}"] if outcome.reason else []
     return lines + [f"{slide}: {failed_line(failed)}" for failed in outcome.failed_fields]
 
 
 def failed_line(failed: FailedField) -> str:
-    """`field: reason`, or the reason alone where it is the slide's."""
-    return ": ".join(printable(part) for part in (failed.field, failed.reason) if part)
+    """`field: reason`."""
+    return f"{printable(failed.field)}: {printable(failed.reason)}"
 
 
 def counted(n: int, noun: str) -> str:

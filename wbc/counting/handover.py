@@ -12,6 +12,8 @@ from wbc.storage.stamps import FieldStamp
 from wbc.storage.tables import FailedField
 from wbc.types import FieldKey, Precision, ScaleFrom, Slide
 
+SlideStatus = Literal["counted", "unchanged", "failed"]
+
 
 @dataclass(frozen=True, slots=True)
 class IngestedField:
@@ -152,6 +154,16 @@ class CountedSlide:
         return tuple(FailedField(names[i], reason) for i, reason in self.failures.items())
 
     @property
+    def reason(self) -> str | None:
+        """Why the slide failed as a whole: it has no field, or none that could be counted. None where it did not."""
+        if not self.ingested.fields:
+            return "the folder holds no image"
+        if len(self.failures) < len(self.ingested.fields):
+            return None
+        first = self.failed_fields[0]
+        return f"no field could be counted; the first, {first.field}: {first.reason}"
+
+    @property
     def fields(self) -> tuple[IngestedField, ...]:
         """The fields as ingested; those that failed since have no digest, as what is counted is not what they hold."""
         lost = dict(self.cells.failures)
@@ -168,10 +180,13 @@ class SlideFailure:
 
 @dataclass(frozen=True, slots=True)
 class SlideOutcome:
-    """What became of a slide: counted now, unchanged since it was counted, or failed as a whole for `reason`."""
+    """What became of a slide: counted now, unchanged since it was counted, or failed as a whole.
+
+    `reason` says why it failed, or what else could not be done.
+    """
 
     slide_id: str
-    status: Literal["counted", "unchanged", "failed"]
+    status: SlideStatus
     n_fields: int
     n_cells: int
     failed_fields: tuple[FailedField, ...]

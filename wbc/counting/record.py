@@ -12,26 +12,26 @@ from wbc.models.registry import ModelRef
 from wbc.storage import tables
 from wbc.storage.counts import commit
 from wbc.storage.stamps import FieldRecord, write_stamps
-from wbc.storage.tables import FailedField, Seconds, SlideRow
+from wbc.storage.tables import Seconds, SlideRow
 from wbc.types import Differential, Slide
 
 
 def commit_count(counted: CountedSlide, job: Job) -> SlideRow:
     """Commit a slide's cells and what follows from them, and keep the stamps of its fields."""
     slide, began = counted.ingested.slide, time.monotonic()
-    failed = counted.failed_fields if slide.field_paths else (FailedField("", "the folder holds no image"),)
-    result = differential_of(counted.cells.cell_types, job.taxonomy, len(failed))
+    result = differential_of(counted.cells.cell_types, job.taxonomy, len(counted.failed_fields))
     cells = _cells_table(slide, counted.cells)
     row = _row(
         slide,
         job,
         result,
         count_id=count_id(slide, digests(counted.fields), job, counted.precision),
-        failed_fields=failed,
+        failed_fields=counted.failed_fields,
         um_per_px=counted.scale.um_per_px,
         scale_from=counted.scale.source,
         seconds=_seconds(counted, began),
         precision=counted.precision,
+        reason=counted.reason,
     )
     keep_stamps(slide, counted.fields, job)
     return commit(job.out, cells, tables.differentials_table(slide.slide_id, result), row)
@@ -42,9 +42,8 @@ def commit_failure(failure: SlideFailure, job: Job) -> None:
 
     An older count of other content goes to the history: it must not pass for this run's. The next run counts again.
     """
-    slide, failed = failure.slide, (FailedField("", failure.reason),)
-    result = differential_of([], job.taxonomy, len(failed))
-    row = _row(slide, job, result, ("slide_failed",), count_id="failed", failed_fields=failed)
+    slide, result = failure.slide, differential_of([], job.taxonomy)
+    row = _row(slide, job, result, count_id=None, failed_fields=(), reason=failure.reason)
     keep_stamps(slide, (), job)
     cells = _cells_table(slide, CountedChunk.empty())
     commit(job.out, cells, tables.differentials_table(slide.slide_id, result), row)
@@ -61,11 +60,11 @@ def digests(fields: tuple[IngestedField, ...]) -> dict[str, str]:
     return {f.stamp.name: f.sha256 for f in fields}
 
 
-def _row(slide: Slide, job: Job, result: Differential, flags: tuple[str, ...] = (), **columns: Any) -> SlideRow:
+def _row(slide: Slide, job: Job, result: Differential, **columns: Any) -> SlideRow:
     """A slide's row: `columns` of its own, and those that job and differential tell."""
     known: dict[str, Any] = {"um_per_px": None, "scale_from": None, "seconds": Seconds()} | columns
-    if known["um_per_px"] is None and slide.field_paths:
-        flags = (*flags, "scale_unknown")
+    failed = known["reason"] is not None
+    conditions = {"slide_failed": failed, "scale_unknown": known["um_per_px"] is None and not failed}
     return SlideRow(
         slide_id=slide.slide_id,
         counted_at=datetime.now(UTC),
@@ -78,7 +77,7 @@ def _row(slide: Slide, job: Job, result: Differential, flags: tuple[str, ...] = 
         me_low=result.me_low,
         me_high=result.me_high,
         nrbc_per_100_wbc=result.nrbc_per_100_wbc,
-        flags=result.flags + flags,
+        flags=(*result.flags, *(flag for flag, holds in conditions.items() if holds)),
         detector=_model_words(job.detector),
         classifier=_model_words(job.classifier) if job.classifier else None,
         taxonomy=job.taxonomy.name,

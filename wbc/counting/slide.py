@@ -8,11 +8,12 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, wait
+from typing import Literal
 
 import numpy as np
 from upath import UPath
 
-from wbc.counting.handover import CountedChunk, CountedSlide, Ingested, Scale, SlideFailure, SlideOutcome
+from wbc.counting.handover import CountedChunk, CountedSlide, Ingested, Scale, SlideFailure, SlideOutcome, SlideStatus
 from wbc.counting.job import CountSettings, Job, WorkSettings, is_count_of
 from wbc.counting.record import commit_count, commit_failure, digests, keep_stamps
 from wbc.counting.worker import count_chunk, ingest_chunk, look_for_scale
@@ -20,6 +21,7 @@ from wbc.storage.atomic import remove_folder
 from wbc.storage.counts import committed_count_id, read_slide_row
 from wbc.storage.pixels import create_group
 from wbc.storage.stamps import known_digests
+from wbc.storage.tables import SlideRow
 from wbc.types import ChunkKey, Slide
 
 __all__ = [
@@ -63,9 +65,11 @@ def _stands(slide: Slide, digests_by_name: Mapping[str, str], job: Job) -> bool:
 
 
 def unchanged(slide: Slide, out: UPath, seconds: float = 0.0) -> SlideOutcome:
-    """The outcome of a slide whose committed count stands. Raises FileNotFoundError where it has none."""
-    row = read_slide_row(out, slide.slide_id)
-    return SlideOutcome(slide.slide_id, "unchanged", row.n_fields, row.n_cells, row.failed_fields, seconds)
+    """The outcome of a slide whose committed count stands: it failed then, it fails now.
+
+    Raises FileNotFoundError where it has none.
+    """
+    return _outcome(read_slide_row(out, slide.slide_id), "unchanged", seconds)
 
 
 def chunks(slide: Slide, chunk_fields: int) -> list[ChunkKey]:
@@ -98,7 +102,12 @@ def count_ingested(ingested: Ingested, job: Job, executor: Executor, progress: P
     cells = _cells(ingested, scale, job, executor, progress)
     row = commit_count(CountedSlide(ingested, scale, cells, began), job)
     _clean_up(slide, job)
-    return SlideOutcome(slide.slide_id, "counted", row.n_fields, row.n_cells, row.failed_fields, row.seconds.total)
+    return _outcome(row, "counted", row.seconds.total)
+
+
+def _outcome(row: SlideRow, status: Literal["counted", "unchanged"], seconds: float) -> SlideOutcome:
+    became: SlideStatus = "failed" if row.reason is not None else status
+    return SlideOutcome(row.slide_id, became, row.n_fields, row.n_cells, row.failed_fields, seconds, row.reason or "")
 
 
 def _clean_up(slide: Slide, job: Job) -> None:

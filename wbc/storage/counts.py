@@ -146,14 +146,15 @@ def read_slide_row(out: UPath, slide_id: str) -> SlideRow:
 def _digests(slides: UPath) -> dict[str, str | None] | None:
     """The `count_id` and the digests in the row at `slides`, None for those that it has no column of.
 
-    None where there is no row, or a broken one.
+    None where there is no row of a count, or a broken one.
     """
     columns = ["count_id", "cells_digest", "differentials_digest"]
     try:
         (row,) = _parsed(slides.read_bytes(), columns).to_pylist()
     except (OSError, ValueError, pa.ArrowException):
         return None
-    return {name: row.get(name) for name in columns} if str(row.get("count_id")).isalnum() else None
+    is_count = str(row.get("count_id") or "").isalnum()  # a slide that failed may have none
+    return {name: row.get(name) for name in columns} if is_count else None
 
 
 def _parquet(name: TableName, table: pa.Table) -> bytes:

@@ -62,6 +62,7 @@ _SLIDES = [
     ("counting_version", pa.int64()),
     ("precision", pa.string()),
     *((name, pa.string()) for name in ("cells_digest", "differentials_digest")),
+    ("reason", pa.string()),
 ]
 SCHEMAS: dict[TableName, pa.Schema] = {
     "cells": pa.schema(_CELLS),
@@ -75,13 +76,14 @@ class SlideRow:
     """A slide's row in `slides`, field by field the table's columns. `count_id` is letters and digits alone.
 
     `cells_digest` and `differentials_digest` are the SHA-256 of the slide's other two files, which `commit` fills in;
-    a row that was written before there were such columns has None.
+    a row that was written before there were such columns has None. `reason` says why a slide failed as a whole; one
+    whose worker died, say, has no `count_id`: the next run counts it.
 
     Raises ValueError for another `count_id` (it names a folder) and for a `counted_at` without a time zone.
     """
 
     slide_id: str
-    count_id: str
+    count_id: str | None
     counted_at: datetime
     n_fields: int
     n_fields_failed: int
@@ -107,9 +109,10 @@ class SlideRow:
     precision: Precision | None = None
     cells_digest: str | None = None
     differentials_digest: str | None = None
+    reason: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.count_id.isalnum():
+        if self.count_id is not None and not self.count_id.isalnum():
             raise ValueError(f"count_id {self.count_id!r} is not letters and digits")
         if self.counted_at.tzinfo is None:
             raise ValueError(f"counted_at {self.counted_at} has no time zone")
@@ -154,7 +157,8 @@ def differentials_table(slide_id: str, differential: Differential) -> pa.Table:
 def slides_table(row: SlideRow) -> pa.Table:
     """The one row of a slide in `slides`."""
     failed = [{"field": arrow_text(f.field), "reason": arrow_text(f.reason)} for f in row.failed_fields]
-    return pa.Table.from_pylist([asdict(row) | {"failed_fields": failed}], SCHEMAS["slides"])
+    reason = None if row.reason is None else arrow_text(row.reason)
+    return pa.Table.from_pylist([asdict(row) | {"failed_fields": failed, "reason": reason}], SCHEMAS["slides"])
 
 
 def arrow_text(text: str) -> str:

@@ -118,14 +118,14 @@ def test_a_slide_without_cells_has_no_percentages(commit: Commit) -> None:
     assert "None" not in text
 
 
-FAILED = (FailedField("f1.jpg", "is empty"), FailedField("", "the folder holds no image"))
+FAILED = (FailedField("f1.jpg", "is empty"),)
 
 
 @pytest.mark.parametrize(
     ("outcome", "expected"),
     [
         (SlideOutcome("s", "counted", 2, 9, (), 1.0), []),
-        (SlideOutcome("s", "counted", 2, 9, FAILED, 1.0), ["s: f1.jpg: is empty", "s: the folder holds no image"]),
+        (SlideOutcome("s", "counted", 2, 9, FAILED, 1.0, "not annotated"), ["s: not annotated", "s: f1.jpg: is empty"]),
         (SlideOutcome("s", "failed", 2, 0, (), 1.0, "disk\nfull"), [r"s: not counted: disk\nfull"]),
     ],
 )
