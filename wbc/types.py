@@ -1,6 +1,5 @@
 """The frozen values that flow through a count: slides, keys of work, tiles, detections, differentials."""
 
-import math
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, TypeVar
@@ -12,6 +11,14 @@ from upath import UPath
 T = TypeVar("T")
 Precision = Literal["float32", "bfloat16", "mixed"]
 ScaleFrom = Literal["given", "metadata", "red_cells"]
+
+
+UM_PER_PX_RANGE = (0.02, 2.0)
+
+
+def is_likely_scale(um_per_px: float) -> bool:
+    """Whether cells can be told apart at this scale: between an electron microscope and a magnifying glass."""
+    return UM_PER_PX_RANGE[0] <= um_per_px <= UM_PER_PX_RANGE[1]
 
 
 class FieldError(Exception):
@@ -42,8 +49,9 @@ class Slide:
             raise ValueError(f"slide_id {self.slide_id!r} is no safe file name")
         if names != sorted(set(names)):
             raise ValueError(f"{self.slide_id}: field names are not sorted and distinct")
-        if self.um_per_px is not None and not (math.isfinite(self.um_per_px) and self.um_per_px > 0):
-            raise ValueError(f"{self.slide_id}: um_per_px is {self.um_per_px}, not a positive number")
+        if self.um_per_px is not None and not is_likely_scale(self.um_per_px):
+            low, high = UM_PER_PX_RANGE
+            raise ValueError(f"{self.slide_id}: um_per_px is {self.um_per_px}, not between {low} and {high:g}")
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -1,4 +1,4 @@
-"""A slide's scale from its red cells, which are of one size wherever they were photographed."""
+"""The scale of fields from their red cells, which are of one size wherever they were photographed."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from wbc.cells.detect import TileSettings, rescale, run_tiles
 from wbc.cells.geometry import RED_CELL_UM, whole_in_tile
 from wbc.models.registry import LoadedModel
-from wbc.types import Tile
+from wbc.types import Tile, is_likely_scale
 
 # Data sets are scaled by the median of all their labelled red cells, of which a tenth are cut by an edge. Here whole
 # ones are measured, the sure ones above all: 5.3 % larger on six slides of two scanners (4.1 to 6.6 %).
@@ -20,10 +20,10 @@ MIN_SCORE = 0.5
 
 
 def estimate_um_per_px(fields: Sequence[NDArray[np.uint8]], model: LoadedModel) -> float | None:
-    """The scale of fields uint8 (H,W,3) of one slide: the median over fields; None where no field has enough red cells.
+    """The scale that fields uint8 (H,W,3) share: the median over fields; None where no field has enough red cells.
 
     A ladder of scales is tried, and the rung kept at which red cells of the size that the detector knows cover most of
-    the picture; closer looks then measure them. One ladder serves a slide, unless its first field is too empty.
+    the picture; closer looks then measure them. One ladder serves them all, unless the first field is too empty.
     """
     if "rbc" not in model.card.classes:
         return None
@@ -33,7 +33,8 @@ def estimate_um_per_px(fields: Sequence[NDArray[np.uint8]], model: LoadedModel) 
         measured = _measure(pixels, guess_px, model) if guess_px else None
         if measured is not None:
             sizes.append(measured if sizes else _measure(pixels, measured, model) or measured)
-    return WHOLE_RED_CELL_UM / float(np.median(sizes)) if sizes else None
+    um_per_px = WHOLE_RED_CELL_UM / float(np.median(sizes)) if sizes else 0.0
+    return um_per_px if is_likely_scale(um_per_px) else None
 
 
 def _climb(pixels: NDArray[np.uint8], model: LoadedModel) -> float:

@@ -9,9 +9,10 @@ from upath import UPath
 
 from wbc.storage.pixels import StoredPixels
 from wbc.storage.stamps import FieldStamp
-from wbc.storage.tables import FailedField
+from wbc.storage.tables import DuplicateField, FailedField
 from wbc.types import FieldKey, Precision, ScaleFrom, Slide
 
+Alike = tuple[int, int, str]  # height and width in px, camera
 SlideStatus = Literal["counted", "unchanged", "failed"]
 
 
@@ -27,9 +28,17 @@ class IngestedField:
     sha256: str = ""
     pixels: StoredPixels | None = None
     um_per_px: float | None = None
+    camera: str = ""
     failure: str | None = None
     decode_seconds: float = 0.0
     store_seconds: float = 0.0
+
+    @property
+    def alike(self) -> Alike:
+        """What fields photographed at one scale have in common. Raises ValueError where it could not be read."""
+        if self.pixels is None:
+            raise ValueError(f"{self.path.name} could not be read: {self.failure}")
+        return self.pixels.height, self.pixels.width, self.camera
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +62,18 @@ class Ingested:
     seconds: float
 
     @property
-    def readable(self) -> tuple[int, ...]:
-        """Indices of the fields whose pixels are stored."""
-        return tuple(i for i, field in enumerate(self.fields) if field.pixels is not None)
+    def duplicates(self) -> dict[int, int]:
+        """Fields with the pixels of an earlier one, by index: copies, links, the same picture in another format."""
+        first: dict[StoredPixels, int] = {}
+        whole = [(i, field.pixels) for i, field in enumerate(self.fields) if field.pixels is not None]
+        earliest = {i: first.setdefault(pixels, i) for i, pixels in whole}
+        return {i: same_as for i, same_as in earliest.items() if same_as != i}
+
+    @property
+    def to_count(self) -> tuple[int, ...]:
+        """Indices of the fields whose pixels are stored, each picture once."""
+        duplicates = self.duplicates
+        return tuple(i for i, f in enumerate(self.fields) if f.pixels is not None and i not in duplicates)
 
     def ready(self, index: int, um_per_px: float | None = None) -> ReadyField:
         """A field to count at `um_per_px`. Raises ValueError for one that could not be read."""
@@ -120,7 +138,7 @@ class CountedChunk:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """A slide's µm per px and where it came from; both None where nothing told it."""
+    """µm per px and where it came from; both None where nothing told it."""
 
     um_per_px: float | None
     source: ScaleFrom | None
@@ -128,10 +146,13 @@ class Scale:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CountedSlide:
-    """All that counting found of a slide, ready to commit; `began` is when stage 2 did, on the monotonic clock."""
+    """What counting a slide came to, ready to commit: the scale of each field counted, by its index, and the cells.
+
+    `began` is when stage 2 did, on the monotonic clock.
+    """
 
     ingested: Ingested
-    scale: Scale
+    scales: dict[int, Scale]
     cells: CountedChunk
     began: float
 
@@ -152,6 +173,12 @@ class CountedSlide:
         """The fields that failed, by name."""
         names = [path.name for path in self.ingested.slide.field_paths]
         return tuple(FailedField(names[i], reason) for i, reason in self.failures.items())
+
+    @property
+    def duplicate_fields(self) -> tuple[DuplicateField, ...]:
+        """The fields that show the same picture as an earlier one, by name."""
+        names = [path.name for path in self.ingested.slide.field_paths]
+        return tuple(DuplicateField(names[i], names[same_as]) for i, same_as in self.ingested.duplicates.items())
 
     @property
     def reason(self) -> str | None:

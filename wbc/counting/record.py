@@ -7,6 +7,7 @@ from typing import Any
 from wbc import __version__
 from wbc.counting.handover import CountedChunk, CountedSlide, IngestedField, SlideFailure
 from wbc.counting.job import COUNTING_VERSION, Job, count_id, taxonomy_digest
+from wbc.counting.scales import scale_flags, summary
 from wbc.differential import differential_of
 from wbc.models.registry import ModelRef
 from wbc.storage import tables
@@ -20,18 +21,20 @@ def commit_count(counted: CountedSlide, job: Job) -> SlideRow:
     """Commit a slide's cells and what follows from them, and keep the stamps of its fields."""
     slide, began = counted.ingested.slide, time.monotonic()
     result = differential_of(counted.cells.cell_types, job.taxonomy, len(counted.failed_fields))
-    cells = _cells_table(slide, counted.cells)
+    cells, scale = _cells_table(slide, counted.cells), summary(list(counted.scales.values()))
     row = _row(
         slide,
         job,
         result,
+        flags=(*result.flags, *_flags(counted)),
         count_id=count_id(slide, digests(counted.fields), job, counted.precision),
         failed_fields=counted.failed_fields,
-        um_per_px=counted.scale.um_per_px,
-        scale_from=counted.scale.source,
+        um_per_px=scale.um_per_px,
+        scale_from=scale.source,
         seconds=_seconds(counted, began),
         precision=counted.precision,
         reason=counted.reason,
+        duplicate_fields=counted.duplicate_fields,
     )
     keep_stamps(slide, counted.fields, job)
     return commit(job.out, cells, tables.differentials_table(slide.slide_id, result), row)
@@ -43,7 +46,15 @@ def commit_failure(failure: SlideFailure, job: Job) -> None:
     An older count of other content goes to the history: it must not pass for this run's. The next run counts again.
     """
     slide, result = failure.slide, differential_of([], job.taxonomy)
-    row = _row(slide, job, result, count_id=None, failed_fields=(), reason=failure.reason)
+    row = _row(
+        slide,
+        job,
+        result,
+        flags=(*result.flags, "slide_failed"),
+        count_id=None,
+        failed_fields=(),
+        reason=failure.reason,
+    )
     keep_stamps(slide, (), job)
     cells = _cells_table(slide, CountedChunk.empty())
     commit(job.out, cells, tables.differentials_table(slide.slide_id, result), row)
@@ -63,8 +74,6 @@ def digests(fields: tuple[IngestedField, ...]) -> dict[str, str]:
 def _row(slide: Slide, job: Job, result: Differential, **columns: Any) -> SlideRow:
     """A slide's row: `columns` of its own, and those that job and differential tell."""
     known: dict[str, Any] = {"um_per_px": None, "scale_from": None, "seconds": Seconds()} | columns
-    failed = known["reason"] is not None
-    conditions = {"slide_failed": failed, "scale_unknown": known["um_per_px"] is None and not failed}
     return SlideRow(
         slide_id=slide.slide_id,
         counted_at=datetime.now(UTC),
@@ -77,7 +86,6 @@ def _row(slide: Slide, job: Job, result: Differential, **columns: Any) -> SlideR
         me_low=result.me_low,
         me_high=result.me_high,
         nrbc_per_100_wbc=result.nrbc_per_100_wbc,
-        flags=(*result.flags, *(flag for flag, holds in conditions.items() if holds)),
         detector=_model_words(job.detector),
         classifier=_model_words(job.classifier) if job.classifier else None,
         taxonomy=job.taxonomy.name,
@@ -87,6 +95,13 @@ def _row(slide: Slide, job: Job, result: Differential, **columns: Any) -> SlideR
         counting_version=COUNTING_VERSION,
         **known,
     )
+
+
+def _flags(counted: CountedSlide) -> tuple[str, ...]:
+    """The flags that the differential does not know of."""
+    failed = () if counted.reason is None else ("slide_failed",)
+    duplicates = ("duplicate_fields",) if counted.duplicate_fields else ()
+    return (*failed, *scale_flags(counted.scales), *duplicates)
 
 
 def _model_words(model: ModelRef) -> str:

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, wait
 from typing import Literal
 
-import numpy as np
 from upath import UPath
 
 from wbc.counting.handover import CountedChunk, CountedSlide, Ingested, Scale, SlideFailure, SlideOutcome, SlideStatus
 from wbc.counting.job import CountSettings, Job, WorkSettings, is_count_of
 from wbc.counting.record import commit_count, commit_failure, digests, keep_stamps
-from wbc.counting.worker import count_chunk, ingest_chunk, look_for_scale
+from wbc.counting.scales import scales_of
+from wbc.counting.worker import count_chunk, ingest_chunk
 from wbc.storage.atomic import remove_folder
 from wbc.storage.counts import committed_count_id, read_slide_row
 from wbc.storage.pixels import create_group
@@ -98,9 +98,9 @@ def count_ingested(ingested: Ingested, job: Job, executor: Executor, progress: P
     slide, began = ingested.slide, time.monotonic()
     if ingested.done:
         return unchanged(slide, job.out, ingested.seconds)
-    scale = _scale(ingested, job, executor)
-    cells = _cells(ingested, scale, job, executor, progress)
-    row = commit_count(CountedSlide(ingested, scale, cells, began), job)
+    scales = scales_of(ingested, job, executor)
+    cells = _cells(ingested, scales, job, executor, progress)
+    row = commit_count(CountedSlide(ingested, scales, cells, began), job)
     _clean_up(slide, job)
     return _outcome(row, "counted", row.seconds.total)
 
@@ -125,12 +125,16 @@ def record_failure(slide: Slide, job: Job, reason: str) -> None:
     commit_failure(SlideFailure(slide, reason), job)
 
 
-def _cells(ingested: Ingested, scale: Scale, job: Job, executor: Executor, progress: Progress | None) -> CountedChunk:
-    """The cells of all fields that could be read, in their order."""
-    if not ingested.readable:
+def _cells(
+    ingested: Ingested, scales: dict[int, Scale], job: Job, executor: Executor, progress: Progress | None
+) -> CountedChunk:
+    """The cells of all fields to count, in their order; duplicates are done as soon as they are known."""
+    if progress and ingested.duplicates:
+        progress(len(ingested.duplicates), 0)
+    if not scales:
         return CountedChunk.empty()
-    keys = ChunkKey(ingested.slide.slide_id, ingested.readable).cut(job.work.chunk_fields)
-    parts = [tuple(ingested.ready(i, scale.um_per_px) for i in key.indices) for key in keys]
+    keys = ChunkKey(ingested.slide.slide_id, tuple(scales)).cut(job.work.chunk_fields)
+    parts = [tuple(ingested.ready(i, scales[i].um_per_px) for i in key.indices) for key in keys]
     futures = [executor.submit(count_chunk, part, job) for part in parts]
     counted = []
     try:
@@ -141,18 +145,3 @@ def _cells(ingested: Ingested, scale: Scale, job: Job, executor: Executor, progr
     finally:
         wait(futures)
     return CountedChunk.concatenate(counted)
-
-
-def _scale(ingested: Ingested, job: Job, executor: Executor) -> Scale:
-    slide, readable = ingested.slide, ingested.readable
-    if slide.um_per_px is not None:
-        return Scale(slide.um_per_px, "given")
-    told = [f.um_per_px for f in ingested.fields if f.um_per_px is not None]
-    if told:
-        return Scale(float(np.median(told)), "metadata")
-    if not readable:
-        return Scale(None, None)
-    spread = np.linspace(0, len(readable) - 1, min(job.settings.look_fields, len(readable))).round().astype(int)
-    look = [ingested.ready(readable[i]) for i in sorted(set(spread.tolist()))]
-    estimate = executor.submit(look_for_scale, look, job).result()
-    return Scale(estimate, None if estimate is None else "red_cells")

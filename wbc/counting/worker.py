@@ -21,7 +21,7 @@ from wbc.counting.handover import CountedChunk, IngestedField, ReadyField
 from wbc.counting.job import Job
 from wbc.models.bfloat16 import precision_of
 from wbc.models.registry import LoadedModel, load, resolve_device
-from wbc.storage.images import decode_field, digest, field_content, um_per_px_of
+from wbc.storage.images import camera_of, decode_field, digest, field_content, um_per_px_of
 from wbc.storage.pixels import PixelsLost, read_pixels, write_pixels
 from wbc.storage.stamps import FieldStamp, stamp
 from wbc.taxonomy import GENERIC, Taxonomy
@@ -69,10 +69,11 @@ def _ingest_field(path: UPath, key: FieldKey, group: UPath) -> IngestedField:
         field = replace(field, stamp=stamp(path))
         content = field_content(path)
         field = replace(field, sha256=digest(content))
-        pixels, um_per_px = decode_field(path.name, content), um_per_px_of(content)
+        pixels = decode_field(path.name, content)
+        field = replace(field, um_per_px=um_per_px_of(content), camera=camera_of(content))
     except FieldError as error:
         return replace(field, failure=error.reason, decode_seconds=time.monotonic() - began)
-    field = replace(field, um_per_px=um_per_px, decode_seconds=time.monotonic() - began)
+    field = replace(field, decode_seconds=time.monotonic() - began)
     stored = write_pixels(group, key, pixels)
     return replace(field, pixels=stored, store_seconds=time.monotonic() - began - field.decode_seconds)
 

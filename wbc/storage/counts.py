@@ -27,7 +27,7 @@ from upath import UPath
 
 from wbc.storage import atomic
 from wbc.storage.layout import Layout, TableName
-from wbc.storage.tables import SCHEMAS, FailedField, Seconds, SlideRow, slides_table
+from wbc.storage.tables import SCHEMAS, DuplicateField, FailedField, Seconds, SlideRow, slides_table
 
 PATIENCE_SECONDS, PAUSE_SECONDS = 1.0, 0.02
 _OTHERS: tuple[TableName, ...] = ("cells", "differentials")
@@ -137,7 +137,9 @@ def read_slide_row(out: UPath, slide_id: str) -> SlideRow:
         # To make a time with its zone pyarrow imports pandas, which takes longer than all else that is done here.
         (counted_at,) = table["counted_at"].cast(pa.timestamp("us")).to_pylist()
         failed = tuple(FailedField(**field) for field in row["failed_fields"])
+        twins = tuple(DuplicateField(**field) for field in row.get("duplicate_fields") or ())
         parts = {"failed_fields": failed, "flags": tuple(row["flags"]), "seconds": Seconds(**row["seconds"])}
+        parts |= {"duplicate_fields": twins}
         return SlideRow(**row | parts, counted_at=counted_at.replace(tzinfo=UTC))
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{str(Layout(out).table('slides', slide_id))!r} holds no row of slides: {error}") from error

@@ -12,17 +12,17 @@ from PIL import ExifTags, Image, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import jpeg_factory
 from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 from upath import UPath
 from upath.types import StatResultType
 
 from wbc.storage.checks import check_no_hole, check_size
 from wbc.storage.jpeg import check_jpeg, decode_jpeg
 from wbc.storage.tiff import open_tiff, tiff_um_per_px, to_8_bits
-from wbc.types import FieldError
+from wbc.types import FieldError, is_likely_scale
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".tif", ".tiff", ".bmp")
 MAX_FIELD_BYTES = 2 << 30
-UM_PER_PX_RANGE = (0.02, 2.0)
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Opened by their plugins and not by Image.open: that would try every format Pillow knows on a stranger's bytes, and
 # would warn of pictures over half the limit.
@@ -103,7 +103,17 @@ def um_per_px_of(content: bytes) -> float | None:
         scale = tiff_um_per_px(content)
     except Exception:  # a header that cannot be understood tells nothing; reading the field will say what is wrong
         return None
-    return scale if scale is not None and UM_PER_PX_RANGE[0] <= scale <= UM_PER_PX_RANGE[1] else None
+    return scale if scale is not None and is_likely_scale(scale) else None
+
+
+def camera_of(content: bytes) -> str:
+    """Make and model of the camera, as EXIF names them; "" where it names none."""
+    opener = next((opener for magic, opener in _OPENERS if content.startswith(magic)), None)
+    try:
+        exif = (opener or TiffImageFile)(io.BytesIO(content)).getexif()
+    except Exception:  # as above
+        return ""
+    return " ".join(str(exif[tag]).strip() for tag in (ExifTags.Base.Make, ExifTags.Base.Model) if exif.get(tag))
 
 
 def _decode_other(name: str, content: bytes) -> NDArray[np.uint8]:

@@ -21,6 +21,14 @@ class FailedField:
 
 
 @dataclass(frozen=True, slots=True)
+class DuplicateField:
+    """A field that shows the same picture as an earlier one, and is not counted."""
+
+    field: str
+    same_as: str
+
+
+@dataclass(frozen=True, slots=True)
 class Seconds:
     """Where the time of a count went, in seconds."""
 
@@ -63,6 +71,7 @@ _SLIDES = [
     ("precision", pa.string()),
     *((name, pa.string()) for name in ("cells_digest", "differentials_digest")),
     ("reason", pa.string()),
+    ("duplicate_fields", pa.list_(pa.struct([(part.name, pa.string()) for part in fields(DuplicateField)]))),
 ]
 SCHEMAS: dict[TableName, pa.Schema] = {
     "cells": pa.schema(_CELLS),
@@ -110,6 +119,7 @@ class SlideRow:
     cells_digest: str | None = None
     differentials_digest: str | None = None
     reason: str | None = None
+    duplicate_fields: tuple[DuplicateField, ...] = ()
 
     def __post_init__(self) -> None:
         if self.count_id is not None and not self.count_id.isalnum():
@@ -158,7 +168,9 @@ def slides_table(row: SlideRow) -> pa.Table:
     """The one row of a slide in `slides`."""
     failed = [{"field": arrow_text(f.field), "reason": arrow_text(f.reason)} for f in row.failed_fields]
     reason = None if row.reason is None else arrow_text(row.reason)
-    return pa.Table.from_pylist([asdict(row) | {"failed_fields": failed, "reason": reason}], SCHEMAS["slides"])
+    twins = [{"field": arrow_text(d.field), "same_as": arrow_text(d.same_as)} for d in row.duplicate_fields]
+    told = {"failed_fields": failed, "duplicate_fields": twins, "reason": reason}
+    return pa.Table.from_pylist([asdict(row) | told], SCHEMAS["slides"])
 
 
 def arrow_text(text: str) -> str:

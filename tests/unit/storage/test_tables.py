@@ -52,6 +52,7 @@ def test_columns_and_types_are_the_contract(local_out: UPath) -> None:
         *("min_score: double", "taxonomy_digest: string", "counting_version: int64", "precision: string"),
         *("cells_digest: string", "differentials_digest: string"),
         "reason: string",
+        "duplicate_fields: list<element: struct<field: string, same_as: string>>",
     ]
     assert pq.ParquetFile(Layout(local_out).table("cells", "s1")).metadata.row_group(0).column(0).compression == "ZSTD"
 
