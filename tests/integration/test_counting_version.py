@@ -71,6 +71,7 @@ def n_same(a: list[list[int]], b: list[list[int]]) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # minutes on a busy machine
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_demo_counts_as_it_did_when_the_counting_version_was_raised(precision: Precision, tmp_path: Path) -> None:
     golden: dict[str, Any] = json.loads(GOLDEN.read_text())

@@ -108,7 +108,7 @@ def test_dask_workers_make_the_same_tables_as_threads(
 ) -> None:
     distributed = pytest.importorskip("distributed")
     count_slide(only(painted_slide), make_job(out), threads)
-    options = {"n_workers": 1, "threads_per_worker": 2, "dashboard_address": None, "processes": True}
+    options = {"n_workers": 1, "threads_per_worker": 2, "dashboard_address": "127.0.0.1:0", "processes": True}
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
         count_slide(only(painted_slide), make_job(UPath(tmp_path / "dask")), client.get_executor(pure=False))
     assert_equal(read_tables(UPath(tmp_path / "dask")), read_tables(out))
