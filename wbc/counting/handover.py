@@ -83,12 +83,21 @@ class Ingested:
         return ReadyField(FieldKey(self.slide.slide_id, index), field.path, field.sha256, field.pixels, um_per_px)
 
 
+@dataclass(frozen=True, slots=True)
+class FieldSeconds:
+    """The time that a field took in the detector and in the classifier: its share, where several went together."""
+
+    index: int
+    detect: float
+    classify: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class CountedChunk:
     """Cells of some fields, row by row: field index (N,), box (N,4) in field px, cell type, both scores (N,).
 
     `failures` are pairs of a field's index and why it could not be counted; `precisions` the number formats that the
-    models ran in.
+    models ran in; `seconds` the time that each field took.
     """
 
     fields: NDArray[np.int64]
@@ -98,8 +107,7 @@ class CountedChunk:
     type_scores: NDArray[np.float32]
     failures: tuple[tuple[int, str], ...] = ()
     precisions: frozenset[Precision] = frozenset()
-    detect_seconds: float = 0.0
-    classify_seconds: float = 0.0
+    seconds: tuple[FieldSeconds, ...] = ()
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -111,17 +119,13 @@ class CountedChunk:
         return CountedChunk(np.zeros(0, np.int64), np.zeros((0, 4), np.float32), (), none, none)
 
     @staticmethod
-    def without_cells(
-        failures: tuple[tuple[int, str], ...] = (), detect_seconds: float = 0.0, classify_seconds: float = 0.0
-    ) -> "CountedChunk":
-        """What there is to say beside the cells."""
-        return replace(
-            CountedChunk.empty(), failures=failures, detect_seconds=detect_seconds, classify_seconds=classify_seconds
-        )
+    def failed(failures: "tuple[tuple[int, str], ...]") -> "CountedChunk":
+        """No cells, but why not."""
+        return replace(CountedChunk.empty(), failures=failures)
 
     @staticmethod
     def concatenate(parts: "list[CountedChunk]") -> "CountedChunk":
-        """The cells of all parts, in order; their seconds add up."""
+        """All parts, in order."""
         whole = [CountedChunk.empty(), *parts]
         return CountedChunk(
             np.concatenate([c.fields for c in whole]),
@@ -131,8 +135,7 @@ class CountedChunk:
             np.concatenate([c.type_scores for c in whole]),
             tuple(failure for c in whole for failure in c.failures),
             frozenset[Precision]().union(*(c.precisions for c in whole)),
-            sum(c.detect_seconds for c in whole),
-            sum(c.classify_seconds for c in whole),
+            tuple(seconds for c in whole for seconds in c.seconds),
         )
 
 

@@ -118,8 +118,8 @@ def _seconds(counted: CountedSlide, began: float) -> Seconds:
     return Seconds(
         decode=sum(f.decode_seconds for f in fields),
         store=sum(f.store_seconds for f in fields),
-        detect=counted.cells.detect_seconds,
-        classify=counted.cells.classify_seconds,
+        detect=sum(s.detect for s in counted.cells.seconds),
+        classify=sum(s.classify for s in counted.cells.seconds),
         write=now - began,
         total=counted.ingested.seconds + now - counted.began,
     )

@@ -17,7 +17,7 @@ from upath import UPath
 from wbc.cells.classify import classify, name_cells
 from wbc.cells.detect import detect
 from wbc.cells.scale import estimate_um_per_px
-from wbc.counting.handover import CountedChunk, IngestedField, ReadyField
+from wbc.counting.handover import CountedChunk, FieldSeconds, IngestedField, ReadyField
 from wbc.counting.job import Job
 from wbc.models.bfloat16 import precision_of
 from wbc.models.registry import LoadedModel, load, resolve_device
@@ -97,16 +97,18 @@ def count_chunk(fields: tuple[ReadyField, ...], job: Job) -> CountedChunk:
 
 def _count(batch: Batch, models: Models, job: Job) -> CountedChunk:
     if not batch.fields:
-        return CountedChunk.without_cells(batch.failures)
+        return CountedChunk.failed(batch.failures)
     began = time.monotonic()
     scale = batch.fields[0].um_per_px or models.detector.card.um_per_px
     settings = job.settings
     cells = detect(batch.pixels, models.detector, scale, settings.min_score, settings.tiles, job.work.batch_px)
     detected = time.monotonic()
     named = [_name(*of_field, scale, models) for of_field in zip(batch.fields, batch.pixels, cells, strict=True)]
-    seconds = detected - began, time.monotonic() - detected
-    beside = CountedChunk.without_cells(batch.failures, *seconds)
-    return CountedChunk.concatenate([*named, replace(beside, precisions=frozenset([models.precision]))])
+    n, classified = len(batch.fields), time.monotonic()
+    shares = (detected - began) / n, (classified - detected) / n
+    chunk = CountedChunk.concatenate([*named, CountedChunk.failed(batch.failures)])
+    seconds = tuple(FieldSeconds(field.key.field, *shares) for field in batch.fields)
+    return replace(chunk, precisions=frozenset([models.precision]), seconds=seconds)
 
 
 def _models(job: Job) -> Models:
@@ -169,7 +171,7 @@ def _name(field: ReadyField, pixels: Pixels, cells: Detections, um_per_px: float
         try:
             chances = classify(pixels, cells.boxes[generic], um_per_px, models.classifier)
         except FloatingPointError as error:
-            return CountedChunk.without_cells(((field.key.field, str(error)),))
+            return CountedChunk.failed(((field.key.field, str(error)),))
         card = models.classifier.card
         names[generic], scores[generic] = name_cells(chances, card.classes, models.taxonomy, card.threshold)
     types = tuple(models.taxonomy.resolve(name) for name in names)
