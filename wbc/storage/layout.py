@@ -9,9 +9,11 @@ OUT/.wbc/                           what the program keeps for itself: stamps of
 ```
 """
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -21,6 +23,7 @@ from upath import UPath
 from wbc.storage import atomic
 from wbc.storage.names import safe_name
 
+logger = logging.getLogger(__name__)
 TableName = Literal["cells", "differentials", "slides"]
 
 TABLES: tuple[TableName, ...] = ("cells", "differentials", "slides")
@@ -107,11 +110,22 @@ class Layout:
     def sweep(self) -> None:
         """Remove what a killed run left: pixels that were not to be kept, and files half-written.
 
-        For the run that holds OUT alone: whatever is there is of its own or of dead ones.
+        For the run that holds OUT alone: whatever is there is of its own or of dead ones. What cannot be removed is
+        logged, and left to the next run: no count depends on it.
         """
-        atomic.remove_folder(self.out / _STATE / "pixels")
+        with _logged():
+            atomic.remove_folder(self.out / _STATE / "pixels")
         for name in _FOLDERS:
-            atomic.remove_temporaries(self.out / name)
+            with _logged():
+                atomic.remove_temporaries(self.out / name)
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        logger.warning("left to the next run: %s", error)
 
 
 def is_out(names: Iterable[str]) -> bool:

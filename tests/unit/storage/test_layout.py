@@ -1,5 +1,6 @@
 """OUT is refused where it cannot take the results or would mix them with the slides, and swept of what a kill left."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from upath import UPath
 
+from wbc.storage import atomic
 from wbc.storage.layout import Layout
 
 # OUT as seen from SLIDES.
@@ -105,6 +107,22 @@ def test_temporaries_are_swept_wherever_a_count_writes_and_a_users_files_stay(ou
         path.write_bytes(b"")
     Layout(out).sweep()
     assert {path.path for path in out.rglob("*") if path.is_file()} == {path.path for path in mine}
+
+
+def test_what_cannot_be_swept_is_logged_and_the_rest_is_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    half = tmp_path / "cells" / ".s1.parquet.0123abcd.tmp"
+    half.parent.mkdir()
+    half.write_bytes(b"half")
+
+    def busy(folder: UPath) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy", folder.path)
+
+    monkeypatch.setattr(atomic, "remove_folder", busy)
+    Layout(UPath(tmp_path)).sweep()
+    assert not half.exists()
+    assert "Device or resource busy" in caplog.text
 
 
 NAMES = st.lists(st.text("abAB.", min_size=1, max_size=6), max_size=6, unique=True)
