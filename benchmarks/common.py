@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageChops
 from upath import UPath
 
 from wbc.datasets.coco import read_coco
@@ -112,7 +113,10 @@ def stub_detector(folder: Path, level: float = 0.45) -> ModelRef:
 
 
 def long_slide(folder: Path, n_fields: int, data: Path | None, height: int = 1920, width: int = 2560) -> Slide:
-    """A slide of `n_fields` fields in `folder`, links to a few: those of `data`'s slide-01, else rendered ones."""
+    """A slide of `n_fields` fields in `folder`, made of a few: those of `data`'s slide-01, else rendered ones.
+
+    Each is shifted by some px more, its far side going round: the same picture twice would be counted once.
+    """
     if data is not None:
         pictures, um_per_px = labelled_slide(data, "slide-01")
         files = [picture.path for picture in pictures]
@@ -123,7 +127,8 @@ def long_slide(folder: Path, n_fields: int, data: Path | None, height: int = 192
     slide = folder / f"slide-of-{n_fields}"
     slide.mkdir()
     for i in range(n_fields):
-        (slide / f"field-{i:04d}.jpg").symlink_to(files[i % len(files)].resolve())
+        shifted = ImageChops.offset(Image.open(files[i % len(files)]), 8 * (i // len(files)), 0)
+        shifted.save(slide / f"field-{i:04d}.jpg", quality=92)
     return replace(discover(UPath(slide))[0], um_per_px=um_per_px)
 
 
