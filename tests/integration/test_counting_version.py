@@ -21,7 +21,7 @@ from wbc.counting.job import COUNTING_VERSION
 from wbc.counting.slide import Job, count_slide
 from wbc.models import registry
 from wbc.models.bfloat16 import InBfloat16
-from wbc.storage import tables
+from wbc.storage.counts import read_slide_row
 from wbc.storage.slides import discover
 from wbc.synth.smear import render_slides
 from wbc.taxonomy import load_taxonomy
@@ -42,7 +42,7 @@ def counted(folder: Path) -> tuple[dict[str, dict[str, list[list[int]]]], set[st
     with ThreadPoolExecutor(1) as executor:
         for slide in discover(UPath(folder / "slides")):
             count_slide(slide, job, executor)
-            precisions.add(tables.read_slide_row(job.out, slide.slide_id).precision)
+            precisions.add(read_slide_row(job.out, slide.slide_id).precision)
     cells = pd.read_parquet(folder / "out" / "cells")
     cells["x"], cells["y"] = (cells["x0"] + cells["x1"]) / 2, (cells["y0"] + cells["y1"]) / 2
     middles: dict[str, dict[str, list[list[int]]]] = {}
