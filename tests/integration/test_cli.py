@@ -185,7 +185,7 @@ def test_annotated_fields_lie_in_out(count: Wbc, slides: Path, tmp_path: Path) -
     ("option", "value", "expected"),
     [
         ("--min-score", "1.5", "--min-score: min_score is 1.5: input should be less than or equal to 1"),
-        ("--um-per-px", "0", "um_per_px is 0.0: input should be greater than 0"),
+        ("--um-per-px", "0", "um_per_px is 0.0: input should be greater than or equal to 0.02"),
         ("--um-per-px", "nan", "um_per_px is nan: input should be a finite number"),
         ("--workers", "0", "--workers: workers is 0: input should be greater than or equal to 1"),
         ("--device", "tpu", "'tpu' is not auto, cpu"),

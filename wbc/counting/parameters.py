@@ -56,7 +56,8 @@ class CountParameters:
     um_per_px: Annotated[
         float | None,
         Field(
-            gt=0,
+            ge=0.02,  # as wbc.types has it, which imports numpy: too slow for `wbc --help`
+            le=2,
             allow_inf_nan=False,
             description="Scale of all slides in µm per pixel; without it metadata or red cells tell it.",
         ),

@@ -15,7 +15,7 @@ from wbc.counting.job import CountSettings, Job, WorkSettings, count_id, is_coun
 from wbc.models.cards import ModelCard
 from wbc.models.registry import ModelRef
 from wbc.taxonomy import CellType, Taxonomy, Threshold, load_taxonomy
-from wbc.types import Slide
+from wbc.types import UM_PER_PX_RANGE, Slide
 
 text = st.text("abcdefgh", min_size=1, max_size=8)
 sides, numbers = st.integers(1, 4096), st.floats(0.01, 2.0)
@@ -114,7 +114,7 @@ def test_what_changes_no_cell_does_not(card: Any, work: Any, how: Any) -> None:
 
 
 @settings(deadline=None)
-@given(digests, digests, numbers)
+@given(digests, digests, st.floats(*UM_PER_PX_RANGE))
 def test_fields_and_a_given_scale_change_it(one: dict[str, str], other: dict[str, str], um_per_px: float) -> None:
     assert (identity(sha256=one) == identity(sha256=other)) == (one == other)
     assert identity(sha256=dict(reversed(one.items()))) == identity(sha256=one)

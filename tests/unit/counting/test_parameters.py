@@ -10,6 +10,7 @@ import yaml
 
 from wbc.configs import checked
 from wbc.counting.parameters import CountParameters, explanations
+from wbc.types import UM_PER_PX_RANGE
 
 DEPLOYMENT = Path(__file__).parents[3] / "deployments" / "prefect.yaml"
 WHERE = {"slides": "in", "out": "out"}
@@ -34,7 +35,7 @@ def test_no_classifier_may_be_written_as_none() -> None:
     [
         ("min_score", 1.5, "min_score is 1.5: input should be less than or equal to 1"),
         ("min_score", "0.5", "min_score is '0.5', not a number"),
-        ("um_per_px", 0, "um_per_px is 0: input should be greater than 0"),
+        ("um_per_px", 0, "um_per_px is 0: input should be greater than or equal to 0.02"),
         ("um_per_px", float("nan"), "um_per_px is nan: input should be a finite number"),
         ("workers", 0, "workers is 0: input should be greater than or equal to 1"),
         ("device", "tpu", "device: 'tpu' is not auto, cpu, cuda or cuda:NUMBER"),
@@ -71,3 +72,11 @@ def test_the_deployment_names_every_parameter_with_its_default() -> None:
     defaults = {f.name: f.default for f in fields(CountParameters) if f.default is not MISSING}
     assert {name: named[name] for name in defaults} == defaults
     assert asdict(checked(named, CountParameters, "prefect.yaml")) == named
+
+
+def test_scales_have_the_limits_that_slides_have() -> None:
+    low, high = UM_PER_PX_RANGE
+    assert (parameters(um_per_px=low).um_per_px, parameters(um_per_px=high).um_per_px) == (low, high)
+    for beyond in (0.99 * low, 1.01 * high):
+        with pytest.raises(ValueError, match="um_per_px is"):
+            parameters(um_per_px=beyond)
