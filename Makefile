@@ -36,7 +36,7 @@ test-fast: setup
 	$(BIN)/pytest -n auto tests/unit
 
 test: check
-	$(BIN)/pytest --cov=wbc --cov=flows --cov-report=term:skip-covered --cov-fail-under=85
+	$(BIN)/pytest --cov=wbc --cov=flows --cov-report=term:skip-covered --cov-fail-under=95
 
 # The site, from the same files: site/index.html. Links and pages that do not exist fail the build.
 docs: setup
