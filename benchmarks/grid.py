@@ -56,7 +56,7 @@ def _counts(found: Sequence[Detections], classes: Sequence[str]) -> dict[str, fl
 
 
 def _gap(values: Sequence[float], kind: str) -> float:
-    """Largest less smallest: in percent of the mean for counts, as it is for AP50."""
+    """Largest less smallest: in percent of the mean for counts, in plain AP for AP50."""
     gap = max(values) - min(values)
     return gap if kind == "AP50" else 100 * gap / max(1e-9, float(np.mean(values)))
 

@@ -25,8 +25,8 @@ def from_parameters(function: Counting[Result]) -> Callable[..., Result]:
     """
 
     @wraps(function)
-    def called(*values: Any, **named: Any) -> Result:
-        return function(CountParameters(*values, **named))
+    def called(*values: Any, **keywords: Any) -> Result:
+        return function(CountParameters(*values, **keywords))
 
     arguments = [f"    {name}: {explanation}" for name, explanation in explanations().items()]
     called.__doc__ = "\n".join([inspect.getdoc(function) or "", "", "Args:", *arguments])

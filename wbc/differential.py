@@ -108,9 +108,11 @@ def _own_counts(cells: Sequence[str] | Mapping[str, int], taxonomy: Taxonomy) ->
 
 def _rows(own: Counter[str], taxonomy: Taxonomy, n_differential: int) -> tuple[DifferentialRow, ...]:
     counts = taxonomy.roll_up(own)
-    counted = {t.name: counts[t.name] for t in taxonomy.cell_types if t.in_differential} if n_differential else {}
-    low, high = clopper_pearson(np.array(list(counted.values()), np.int64), n_differential)
-    limits = dict(zip(counted, zip((100 * low).tolist(), (100 * high).tolist(), strict=True), strict=True))
+    in_denominator = (
+        {t.name: counts[t.name] for t in taxonomy.cell_types if t.in_differential} if n_differential else {}
+    )
+    low, high = clopper_pearson(np.array(list(in_denominator.values()), np.int64), n_differential)
+    limits = dict(zip(in_denominator, zip((100 * low).tolist(), (100 * high).tolist(), strict=True), strict=True))
     rows = []
     for t in taxonomy.cell_types:
         n = counts[t.name]

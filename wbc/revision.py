@@ -11,10 +11,10 @@ import wbc
 def code_revision() -> str:
     """SHA-256 of the source files of the wbc that this process runs, 64 hexadecimal digits."""
     root = Path(wbc.__file__).parent
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
-        found.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
-    return found.hexdigest()
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def file_revision(path: Path) -> str:

@@ -123,8 +123,8 @@ class Taxonomy:
 
 def shipped_taxonomies() -> tuple[str, ...]:
     """The names that `load_taxonomy` knows without a file, sorted."""
-    found = files("wbc").joinpath("taxonomies").iterdir()
-    return tuple(sorted(f.name.removesuffix(".toml") for f in found if f.name.endswith(".toml")))
+    files_there = files("wbc").joinpath("taxonomies").iterdir()
+    return tuple(sorted(f.name.removesuffix(".toml") for f in files_there if f.name.endswith(".toml")))
 
 
 def load_taxonomy(reference: str) -> Taxonomy:

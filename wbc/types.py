@@ -143,9 +143,9 @@ class Detections:
             np.concatenate([d.labels for d in whole]),
         )
 
-    def take(self, chosen: NDArray[Any]) -> "Detections":
-        """The boxes at `chosen` (a mask or indices)."""
-        return Detections(self.boxes[chosen], self.scores[chosen], self.labels[chosen])
+    def take(self, which: NDArray[Any]) -> "Detections":
+        """The boxes at `which` (a mask or indices)."""
+        return Detections(self.boxes[which], self.scores[which], self.labels[which])
 
     def shifted(self, dx: float, dy: float) -> "Detections":
         """The same cells in the picture that this one was cut from, at `dx`, `dy` px."""

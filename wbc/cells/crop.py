@@ -20,5 +20,5 @@ def cut_square(pixels: NDArray[np.uint8], x: float, y: float, side: float, out_p
         region = np.pad(region, pad, mode="edge")
     box = (left - x0, top - y0, min(left - x0 + side, region.shape[1]), min(top - y0 + side, region.shape[0]))
     picture = Image.fromarray(np.ascontiguousarray(region))
-    seen = picture.resize((out_px, out_px), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
-    return np.asarray(seen)
+    square = picture.resize((out_px, out_px), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+    return np.asarray(square)

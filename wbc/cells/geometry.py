@@ -114,11 +114,11 @@ def merge(detections: Detections, iou: float) -> Detections:
     d = detections
     order = np.lexsort((d.boxes[:, 3], d.boxes[:, 2], d.boxes[:, 1], d.boxes[:, 0], d.labels, -d.scores))
     d = d.take(order)
-    kept = np.zeros(len(d), bool)
+    is_kept = np.zeros(len(d), bool)
     for label in np.unique(d.labels):
         members = np.flatnonzero(d.labels == label)
-        kept[members[_suppress(d.boxes[members], iou)]] = True
-    return d.take(kept)
+        is_kept[members[_suppress(d.boxes[members], iou)]] = True
+    return d.take(is_kept)
 
 
 def _suppress(boxes: Boxes, iou: float) -> NDArray[np.int64]:
@@ -127,12 +127,12 @@ def _suppress(boxes: Boxes, iou: float) -> NDArray[np.int64]:
     Blocks, each as long as all before it, bound the number of pairs: a block first loses what the boxes already kept
     suppress, and those cannot be crowded.
     """
-    kept = np.zeros(0, np.int64)
+    survivors = np.zeros(0, np.int64)
     start = 0
     while start < len(boxes):
         block = np.arange(start, min(max(FIRST_BLOCK, 2 * start), len(boxes)))
         start = int(block[-1]) + 1
-        _, lower = _overlapping(boxes, kept, block, iou)
+        _, lower = _overlapping(boxes, survivors, block, iou)
         free = block[~np.isin(block, lower)]
         higher, lower = _overlapping(boxes, free, free, iou)
         alive, undecided = np.zeros(len(boxes), bool), free
@@ -143,8 +143,8 @@ def _suppress(boxes: Boxes, iou: float) -> NDArray[np.int64]:
             undecided = np.setdiff1d(undecided, np.concatenate([sure, out]), assume_unique=True)
             open_pairs = np.isin(higher, undecided) & np.isin(lower, undecided)
             higher, lower = higher[open_pairs], lower[open_pairs]
-        kept = np.concatenate([kept, np.flatnonzero(alive)])
-    return kept
+        survivors = np.concatenate([survivors, np.flatnonzero(alive)])
+    return survivors
 
 
 def _overlapping(

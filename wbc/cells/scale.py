@@ -77,12 +77,12 @@ def _look(
     reach = side_px / factor / 2
     y0, y1 = max(0, round(h / 2 - reach)), min(h, round(h / 2 + reach))
     x0, x1 = max(0, round(w / 2 - reach)), min(w, round(w / 2 + reach))
-    seen = rescale(pixels[y0:y1, x0:x1], factor)
-    height, width = seen.shape[:2]
+    view = rescale(pixels[y0:y1, x0:x1], factor)
+    height, width = view.shape[:2]
     if min(height, width) < 32:
         return np.zeros(0, np.float32), np.zeros(0, np.float32), 1.0
-    found = run_tiles([seen], model, MIN_SCORE)[0]
-    inside = whole_in_tile(found.boxes, Tile(1, 1, height - 2, width - 2), height, width, 2.0)
-    red = found.take(inside & (found.labels == model.card.classes.index("rbc") + 1))
+    detections = run_tiles([view], model, MIN_SCORE)[0]
+    inside = whole_in_tile(detections.boxes, Tile(1, 1, height - 2, width - 2), height, width, 2.0)
+    red = detections.take(inside & (detections.labels == model.card.classes.index("rbc") + 1))
     sides = np.sqrt((red.boxes[:, 2] - red.boxes[:, 0]) * (red.boxes[:, 3] - red.boxes[:, 1]))
     return sides, red.scores, float(height * width)

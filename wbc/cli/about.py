@@ -81,13 +81,13 @@ def _libraries() -> Iterator[Check]:
     supported = sys.version_info >= (3, 11)
     yield Check("python", "ok" if supported else "wrong", f"{platform.python_version()}, 3.11 or newer is needed")
     for line in requires("wbc") or ():
-        needed = Requirement(line)
-        if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        found = _installed(needed.name)
-        fits = found is not None and needed.specifier.contains(found, prereleases=True)
-        asked = f", {needed.specifier} is needed" if needed.specifier else ""
-        yield Check(needed.name, "ok" if fits else "wrong", f"{found or 'not installed'}{asked}")
+        version = _installed(requirement.name)
+        fits = version is not None and requirement.specifier.contains(version, prereleases=True)
+        demand = f", {requirement.specifier} is needed" if requirement.specifier else ""
+        yield Check(requirement.name, "ok" if fits else "wrong", f"{version or 'not installed'}{demand}")
 
 
 def _devices() -> Iterator[Check]:

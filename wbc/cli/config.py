@@ -22,12 +22,12 @@ def show(context: typer.Context, config: CountConfig = None, as_json: AsJson = F
     Takes the arguments of `wbc count`, and counts nothing.
     """
     with usage_errors():
-        given = settings(given_options(context), os.environ, config)
+        values = settings(given_options(context), os.environ, config)
     if as_json:
-        origins = {name: _as_json(given.get(name)) for name in VARIABLES}
+        origins = {name: _as_json(values.get(name)) for name in VARIABLES}
         typer.echo(json.dumps(origins, indent=1, ensure_ascii=False))
     else:
-        print_rows(("parameter", "value", "from"), [_row(name, given.get(name)) for name in VARIABLES])
+        print_rows(("parameter", "value", "from"), [_row(name, values.get(name)) for name in VARIABLES])
 
 
 def _as_json(setting: Setting | None) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from wbc.cli.show import show
 from wbc.cli.synth import synth
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
         typer.echo(__version__)
         raise typer.Exit
 

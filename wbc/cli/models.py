@@ -22,8 +22,8 @@ def list_models(as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(models, indent=1, ensure_ascii=False))
         return
-    shown = ("name", "version", "task", "digest")
-    print_rows(("reference", *shown), [(r, *(str(facts[key]) for key in shown)) for r, facts in models.items()])
+    columns = ("name", "version", "task", "digest")
+    print_rows(("reference", *columns), [(r, *(str(facts[key]) for key in columns)) for r, facts in models.items()])
 
 
 @app.command("show")

@@ -32,25 +32,25 @@ def settings(options: Mapping[str, Any], variables: Mapping[str, str], file: str
     `options` are those given on the command line; an empty variable counts as none. Raises ValueError, naming source,
     parameter and value, for what no parameter can be.
     """
-    given = {f.name: Setting(f.default, DEFAULT) for f in fields(CountParameters) if f.default is not MISSING}
+    values = {f.name: Setting(f.default, DEFAULT) for f in fields(CountParameters) if f.default is not MISSING}
     if file is not None:
-        given |= _settings(read_toml(file, _SOME), file)
+        values |= _settings(read_toml(file, _SOME), file)
     for name, variable in VARIABLES.items():
         if text := variables.get(variable):
-            given |= _settings(checked({name: _value(name, text)}, _SOME, variable), variable)
+            values |= _settings(checked({name: _value(name, text)}, _SOME, variable), variable)
     for name, value in options.items():
-        given |= _settings(checked({name: value}, _SOME, option(name)), option(name))
-    return {name: given[name] for name in _HINTS if name in given}
+        values |= _settings(checked({name: value}, _SOME, option(name)), option(name))
+    return {name: values[name] for name in _HINTS if name in values}
 
 
-def parameters(given: Mapping[str, Setting]) -> CountParameters:
+def parameters(values: Mapping[str, Setting]) -> CountParameters:
     """The count that is asked for. Raises ValueError where SLIDES or OUT are missing."""
     for name in _HINTS:
-        if name not in given:
+        if name not in values:
             raise ValueError(
                 f"{name} is missing: name it with {option(name)}, {VARIABLES[name]} or in a file for --config"
             )
-    return CountParameters(**{name: setting.value for name, setting in given.items()})
+    return CountParameters(**{name: setting.value for name, setting in values.items()})
 
 
 def option(name: str) -> str:
@@ -74,11 +74,11 @@ def _settings(some: Any, origin: str) -> dict[str, Setting]:
 
 def _value(name: str, text: str) -> Any:
     """A variable's text as TOML would have the value; as it stands where it is none."""
-    wanted = plain_type(name)
-    if wanted in (int, float):
+    value_type = plain_type(name)
+    if value_type in (int, float):
         try:
             return json.loads(text)
         except ValueError:
             return text
     words = {**dict.fromkeys(YES, True), **dict.fromkeys(NO, False)}
-    return text if wanted is str else words.get(text.lower(), text)
+    return text if value_type is str else words.get(text.lower(), text)

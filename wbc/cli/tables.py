@@ -78,8 +78,8 @@ def _line(row: DifferentialRow, depth: int) -> Line:
 def _headline(row: SlideRow) -> Text:
     if row.reason is not None:
         return Text.assemble((printable(row.slide_id), "bold"), ("  not counted", "red"))
-    read = f"{row.n_fields - row.n_fields_failed} of {counted(row.n_fields, 'field')}"
-    facts = f"  {read} · {counted(row.n_differential, 'cell')} in the differential · {row.taxonomy}"
+    fields_read = f"{row.n_fields - row.n_fields_failed} of {counted(row.n_fields, 'field')}"
+    facts = f"  {fields_read} · {counted(row.n_differential, 'cell')} in the differential · {row.taxonomy}"
     return Text.assemble((printable(row.slide_id), "bold"), facts)
 
 

@@ -49,7 +49,7 @@ def stopping_soon() -> Iterator[None]:
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        typer.echo("wbc: interrupted; the same command goes on where this one stopped", err=True)
+        typer.echo("wbc: interrupted; run the same command again to carry on", err=True)
         last = threading.Timer(STOP_SECONDS, _end_now)
         last.daemon = True
         last.start()
@@ -98,21 +98,21 @@ def print_count(outcomes: "Sequence[SlideOutcome]", out: str, as_json: bool) -> 
     from wbc.cli.tables import failures
     from wbc.counting.report import outcome_json, read_reports
 
-    counted, broken = read_reports(UPath(out), [o.slide_id for o in outcomes if o.status != "failed"])
+    reports, broken = read_reports(UPath(out), [o.slide_id for o in outcomes if o.status != "failed"])
     if as_json:
-        print_json(out, [outcome_json(o, counted.get(o.slide_id)) for o in outcomes])
+        print_json(out, [outcome_json(o, reports.get(o.slide_id)) for o in outcomes])
     else:
-        print_tables(list(counted.values()))
+        print_tables(list(reports.values()))
     unreadable = [f"{slide_id}: {reason}" for slide_id, reason in broken.items()]
     print_missing([line for outcome in outcomes for line in failures(outcome)] + unreadable)
 
 
 def print_missing(lines: Iterable[str]) -> None:
     """What is missing from a count, a line each, on stderr; exit status 3 where there is any."""
-    missing = list(lines)
-    for line in missing:
+    gaps = list(lines)
+    for line in gaps:
         typer.echo(line, err=True)
-    if missing:
+    if gaps:
         raise typer.Exit(NOT_ALL_COUNTED)
 
 

@@ -47,10 +47,10 @@ def jitter_stain(pixels: Pixels, jitter: Jitter, rng: np.random.Generator) -> Pi
     stain *= np.exp(rng.uniform(-jitter.density, jitter.density))
     bright = rng.uniform(0.6, 1.0)
     lamp = -np.log(np.clip(bright * rng.uniform(jitter.ground / bright, 1.0, 3) ** rng.uniform(0, 1), 0.3, 1.0))
-    moved = (density - ground) @ stain.T.astype(np.float32) + lamp
-    light = np.exp(-np.clip(moved, 0, None)) ** np.exp(rng.uniform(-jitter.gamma, jitter.gamma))
-    stained: Pixels = np.clip(light * 255, 0, 255).astype(np.uint8)
-    return stained
+    new_density = (density - ground) @ stain.T.astype(np.float32) + lamp
+    light = np.exp(-np.clip(new_density, 0, None)) ** np.exp(rng.uniform(-jitter.gamma, jitter.gamma))
+    result: Pixels = np.clip(light * 255, 0, 255).astype(np.uint8)
+    return result
 
 
 def hue_matrix(angle: float) -> NDArray[np.float64]:
@@ -92,8 +92,8 @@ def add_debris(pixels: Pixels, rng: np.random.Generator) -> Pixels:
         return pixels
     picture = Image.fromarray(pixels)
     w, h = picture.size
-    drawn = Image.new("L", (w, h), 0)
-    pen = ImageDraw.Draw(drawn)
+    mask = Image.new("L", (w, h), 0)
+    pen = ImageDraw.Draw(mask)
     cloud = rng.random() < 0.3
     for _ in range(int(rng.integers(1, 4))):
         x, y, angle = rng.uniform(0, w), rng.uniform(0, h), rng.uniform(0, 2 * np.pi)
@@ -110,14 +110,14 @@ def add_debris(pixels: Pixels, rng: np.random.Generator) -> Pixels:
         else:
             pen.line([(x, y), (x + dx, y + dy)], fill=255, width=max(1, int(width / 2)))
     if cloud or rng.random() < 0.5:
-        drawn = drawn.filter(ImageFilter.GaussianBlur(rng.uniform(2, 6) if cloud else rng.uniform(0.5, 4)))
+        mask = mask.filter(ImageFilter.GaussianBlur(rng.uniform(2, 6) if cloud else rng.uniform(0.5, 4)))
     opacity = rng.uniform(0.1, 0.4) if cloud else rng.uniform(0.5, 1)
     if cloud or rng.random() < 0.4:
         colour = rng.uniform((50, 30, 110), (140, 110, 190))
     else:
         colour = rng.uniform(0, 90, 3) if rng.random() < 0.8 else rng.uniform(0, 255, 3)
     ink = Image.new("RGB", (w, h), (int(colour[0]), int(colour[1]), int(colour[2])))
-    return np.asarray(Image.composite(ink, picture, drawn.point(lambda level: int(level * opacity))))
+    return np.asarray(Image.composite(ink, picture, mask.point(lambda level: int(level * opacity))))
 
 
 def turn(pixels: Pixels, boxes: NDArray[np.float32], rng: np.random.Generator) -> tuple[Pixels, NDArray[np.float32]]:
@@ -149,5 +149,5 @@ def shear(pixels: Pixels, boxes: NDArray[np.float32], slope: float) -> tuple[Pix
     x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
     a, b = (boxes[:, 2] - boxes[:, 0]) / 2, (boxes[:, 3] - boxes[:, 1]) / 2
     x, a = x + slope * (y - h / 2) - margin, np.sqrt(a**2 + (slope * b) ** 2)
-    moved = np.stack([x - a, y - b, x + a, y + b], 1).astype(np.float32)
-    return np.asarray(picture)[:, margin : w - margin], moved
+    bounds = np.stack([x - a, y - b, x + a, y + b], 1).astype(np.float32)
+    return np.asarray(picture)[:, margin : w - margin], bounds

@@ -15,7 +15,7 @@ def read_fractions(
 
     Raises ValueError, naming the file, where a picture is missing or a label is not in `names`.
     """
-    read = []
+    labelled = []
     for name, rows in pd.read_csv(annotations).groupby("image", sort=True):
         path = images / str(name)
         if path.stem in (leave_out or []):
@@ -31,5 +31,5 @@ def read_fractions(
             (x0 * width, y0 * height, x1 * width, y1 * height)
             for x0, y0, x1, y1 in rows[["xmin", "ymin", "xmax", "ymax"]].to_numpy(float)
         ]
-        read.append(clean(path, boxes, [names[label] for label in rows["label"]]))
-    return read
+        labelled.append(clean(path, boxes, [names[label] for label in rows["label"]]))
+    return labelled

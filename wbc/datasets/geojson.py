@@ -20,7 +20,7 @@ def read_geojson(images: Path, annotations: Path, names: Mapping[str, str] | Non
     for what is no polygon with a class, and where a picture is missing.
     """
     pictures = find_pictures(images)
-    read = []
+    labelled = []
     for path in sorted(annotations.glob(f"*{SUFFIX}")):
         if path.stem not in pictures:
             raise ValueError(f"{path}: there is no picture of this name")
@@ -29,8 +29,8 @@ def read_geojson(images: Path, annotations: Path, names: Mapping[str, str] | Non
             where = f"{path}: feature {number}"
             boxes.append(_box(feature, where))
             labels.append(cell_type_of(_class(feature), names, where))
-        read.append(clean(pictures[path.stem], boxes, labels))
-    return read
+        labelled.append(clean(pictures[path.stem], boxes, labels))
+    return labelled
 
 
 def _features(path: Path) -> list[Any]:

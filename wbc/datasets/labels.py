@@ -77,18 +77,18 @@ def clean(path: Path, boxes: list[tuple[float, float, float, float]], labels: li
 
     A double has the same label and an IoU over 0.85. Each box left out is named in the log.
     """
-    kept: list[int] = []
+    rows: list[int] = []
     array = np.array(boxes, np.float32).reshape(-1, 4)
     for i, (box, label) in enumerate(zip(array, labels, strict=True)):
         if box[2] <= box[0] or box[3] <= box[1]:
             log.warning("%s: box %d (%s) has no area: left out", path.name, i, label)
             continue
-        same = [j for j in kept if labels[j] == label]
+        same = [j for j in rows if labels[j] == label]
         if same and box_iou(box[None], array[same]).max() > DOUBLE_IOU:
             log.info("%s: box %d (%s) is drawn twice: left out", path.name, i, label)
             continue
-        kept.append(i)
-    return LabelledPicture(path, array[kept], tuple(labels[i] for i in kept))
+        rows.append(i)
+    return LabelledPicture(path, array[rows], tuple(labels[i] for i in rows))
 
 
 def red_cell_um_per_px(pictures: list[LabelledPicture]) -> float:

@@ -70,11 +70,11 @@ def load_source(pictures: list[LabelledPicture], um_per_px: float, classes: list
 
 
 def _cut_out(
-    pixels: NDArray[np.uint8], boxes: NDArray[np.float32], wanted: NDArray[np.bool_]
+    pixels: NDArray[np.uint8], boxes: NDArray[np.float32], which: NDArray[np.bool_]
 ) -> list[NDArray[np.uint8]]:
     """Windows 1.5 times the size of the wanted boxes, of those that lie inside the picture and meet no other box."""
     cut_outs = []
-    for i in np.flatnonzero(wanted):
+    for i in np.flatnonzero(which):
         middle, half = (boxes[i, :2] + boxes[i, 2:]) / 2, 0.75 * (boxes[i, 2:] - boxes[i, :2])
         x0, y0 = np.floor(middle - half).astype(int)
         x1, y1 = np.ceil(middle + half).astype(int)
@@ -131,11 +131,11 @@ def draw_piece(
     factor = red_cell_px * source.um_per_px / RED_CELL_UM
     h, w = round(pixels.shape[0] * factor), round(pixels.shape[1] * factor)
     scale = np.array([w / pixels.shape[1], h / pixels.shape[0]] * 2, np.float32)
-    scaled = np.asarray(Image.fromarray(pixels).resize((w, h), Image.Resampling.BILINEAR))
+    piece = np.asarray(Image.fromarray(pixels).resize((w, h), Image.Resampling.BILINEAR))
     boxes, labels = boxes * scale, source.labels[i]
     if source.platelets and rng.random() < settings.giant_platelets:
-        scaled, boxes, labels = add_giant_platelets(scaled, boxes, labels, source, red_cell_px, rng)
-    return jitter_stain(scaled, jitter, rng), boxes, labels
+        piece, boxes, labels = add_giant_platelets(piece, boxes, labels, source, red_cell_px, rng)
+    return jitter_stain(piece, jitter, rng), boxes, labels
 
 
 def draw_mosaic(
@@ -179,5 +179,5 @@ def cut(
     clipped = np.clip(boxes, 0, np.array([w, h, w, h], np.float32))
     area = np.maximum((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), 1e-6)
     left = (clipped[:, 2] - clipped[:, 0]) * (clipped[:, 3] - clipped[:, 1])
-    kept = (left >= visible * area) & ((clipped[:, 2:] - clipped[:, :2]).min(1, initial=1e9) >= 3)
-    return clipped[kept], labels[kept]
+    is_kept = (left >= visible * area) & ((clipped[:, 2:] - clipped[:, :2]).min(1, initial=1e9) >= 3)
+    return clipped[is_kept], labels[is_kept]

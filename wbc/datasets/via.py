@@ -29,13 +29,13 @@ def read_via(
     Raises ValueError, naming file, picture and region, for what is none of this, and for a picture that is missing.
     """
     regions = _in_csv(annotations) if annotations.suffix.lower() == ".csv" else _in_json(annotations)
-    read = []
+    labelled = []
     for name, of_picture in regions.items():
         path = picture_at(images, name, annotations)
         boxes = [shape_box(shape, where) for where, shape, _ in of_picture]
         labels = [cell_type_of(_value(own, attribute, where), names, where) for where, _, own in of_picture]
-        read.append(clean(path, boxes, labels))
-    return read
+        labelled.append(clean(path, boxes, labels))
+    return labelled
 
 
 def shape_box(shape: Any, where: str) -> Box:

@@ -16,8 +16,8 @@ def read_voc(
     numbers or a picture is missing.
     """
     pictures = find_pictures(images)
-    chosen = sorted(stems) if stems is not None else sorted(p.stem for p in annotations.glob("*.xml"))
-    return [_read_one(annotations / f"{stem}.xml", pictures, names) for stem in chosen]
+    file_names = sorted(stems) if stems is not None else sorted(p.stem for p in annotations.glob("*.xml"))
+    return [_read_one(annotations / f"{stem}.xml", pictures, names) for stem in file_names]
 
 
 def _read_one(path: Path, pictures: dict[str, Path], names: dict[str, str]) -> LabelledPicture:

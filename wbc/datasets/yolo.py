@@ -17,9 +17,9 @@ def read_yolo(
     its text is missing.
     """
     pictures = find_pictures(images)
-    chosen = sorted(stems) if stems is not None else sorted(p.stem for p in annotations.glob("*.txt"))
-    read = []
-    for stem in chosen:
+    file_names = sorted(stems) if stems is not None else sorted(p.stem for p in annotations.glob("*.txt"))
+    labelled = []
+    for stem in file_names:
         path = annotations / f"{stem}.txt"
         if stem not in pictures or not path.is_file():
             raise ValueError(f"{path}: this file or its picture in {images} is missing")
@@ -36,5 +36,5 @@ def read_yolo(
             cx, cy, bw, bh = x * width, y * height, w * width, h * height
             boxes.append((cx - bw / 2, cy - bh / 2, cx + bw / 2, cy + bh / 2))
             labels.append(classes[kind])
-        read.append(clean(pictures[stem], boxes, labels))
-    return read
+        labelled.append(clean(pictures[stem], boxes, labels))
+    return labelled

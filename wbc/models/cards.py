@@ -50,8 +50,8 @@ class ModelCard:
 
         Whatever is not known to be mere description counts, so that a new entry of the card does too.
         """
-        told = {key: value for key, value in asdict(self).items() if key not in DESCRIPTION}
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        facts = {key: value for key, value in asdict(self).items() if key not in DESCRIPTION}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """The card as JSON's types."""

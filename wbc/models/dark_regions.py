@@ -32,11 +32,11 @@ class DarkRegions(nn.Module):
 
     def _regions(self, tile: Tensor) -> dict[str, Tensor]:
         dark = tile.mean(0).cpu().numpy() < self.settings.level
-        named, count = ndimage.label(dark)
-        sizes = ndimage.sum_labels(dark, named, np.arange(1, count + 1))
+        numbers, count = ndimage.label(dark)
+        sizes = ndimage.sum_labels(dark, numbers, np.arange(1, count + 1))
         boxes = [
             (s[1].start, s[0].start, s[1].stop, s[0].stop)
-            for s, size in zip(ndimage.find_objects(named), np.atleast_1d(sizes), strict=True)
+            for s, size in zip(ndimage.find_objects(numbers), np.atleast_1d(sizes), strict=True)
             if size >= self.settings.smallest_px
         ]
         return {

@@ -103,7 +103,7 @@ class BoxHead(InBfloat16, TwoMLPHead):  # type: ignore[misc]
     """Two fully connected layers over a pooled region, in bfloat16 where that pays."""
 
 
-class AsItIs(GeneralizedRCNNTransform):  # type: ignore[misc]
+class UnresizedTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
     """torchvision's normalising and batching without its resizing, which `_skip_resize` turns off in training alone."""
 
     def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
@@ -224,7 +224,7 @@ def build(
         backbone=PyramidBackbone(settings.backbone, settings.pyramid_channels),
         rpn=ProposalNetwork(settings),
         roi_heads=RefiningHeads(n_classes, settings),
-        transform=AsItIs(mean, std),
+        transform=UnresizedTransform(mean, std),
     )
     model.to(memory_format=torch.channels_last)
     return model

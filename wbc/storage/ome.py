@@ -38,14 +38,14 @@ def rgb_order(elements: list[ElementTree.Element], n: int) -> list[int]:
     """
     channels = elements[0].findall("{*}Channel") if elements else []
     names = [channel.get("Name", "") for channel in channels]
-    named = [name.strip().lower() for name in names]
-    for told in (
-        [{"red": "r", "green": "g", "blue": "b"}.get(name, name) for name in named],
+    words = [name.strip().lower() for name in names]
+    for colours in (
+        [{"red": "r", "green": "g", "blue": "b"}.get(name, name) for name in words],
         [_COLOURS.get(int(channel.get("Color", "-1")), "") for channel in channels],
     ):
-        if sorted(told) == ["b", "g", "r"]:
-            return [told.index(colour) for colour in "rgb"]
-    if n == 3 and all(not name or name.startswith("channel") or name.isdigit() for name in named):
+        if sorted(colours) == ["b", "g", "r"]:
+            return [colours.index(colour) for colour in "rgb"]
+    if n == 3 and all(not name or name.startswith("channel") or name.isdigit() for name in words):
         return [0, 1, 2]
     listed = f" ({', '.join(names)})" if any(names) else ""
     raise ValueError(f"has {n} channels{listed}, and not red, green and blue")

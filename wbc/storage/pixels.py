@@ -67,8 +67,8 @@ def write_pixels(group: UPath, key: FieldKey, pixels: NDArray[np.uint8]) -> Stor
     return _identify(pixels)
 
 
-def read_pixels(group: UPath, key: FieldKey, stored: StoredPixels) -> NDArray[np.uint8]:
-    """A field's pixels, uint8 (H,W,3), the very ones that were written as `stored`. Raises PixelsLost.
+def read_pixels(group: UPath, key: FieldKey, expected: StoredPixels) -> NDArray[np.uint8]:
+    """A field's pixels, uint8 (H,W,3), the very ones that are `expected`. Raises PixelsLost.
 
     Zarr itself reads a missing shard as zeros: a black field without a cell.
     """
@@ -77,7 +77,7 @@ def read_pixels(group: UPath, key: FieldKey, stored: StoredPixels) -> NDArray[np
         pixels = np.asarray(array[:], np.uint8)
     except Exception as error:  # every codec and every fsspec back end has its own
         raise PixelsLost(f"{key}: {error}") from error
-    if _identify(pixels) != stored:
+    if _identify(pixels) != expected:
         raise PixelsLost(f"{key}: not the pixels that were written")
     return pixels
 

@@ -169,8 +169,8 @@ def slides_table(row: SlideRow) -> pa.Table:
     failed = [{"field": arrow_text(f.field), "reason": arrow_text(f.reason)} for f in row.failed_fields]
     reason = None if row.reason is None else arrow_text(row.reason)
     twins = [{"field": arrow_text(d.field), "same_as": arrow_text(d.same_as)} for d in row.duplicate_fields]
-    told = {"failed_fields": failed, "duplicate_fields": twins, "reason": reason}
-    return pa.Table.from_pylist([asdict(row) | told], SCHEMAS["slides"])
+    nested = {"failed_fields": failed, "duplicate_fields": twins, "reason": reason}
+    return pa.Table.from_pylist([asdict(row) | nested], SCHEMAS["slides"])
 
 
 def arrow_text(text: str) -> str:

@@ -71,8 +71,8 @@ def tiff_um_per_px(content: bytes) -> float | None:
         unit = int(page.tags.valueof(_RESOLUTION_UNIT, 2))
         um_per_unit = _UM_PER_RESOLUTION_UNIT.get(unit)
         if tiff.is_imagej and tiff.imagej_metadata:
-            told = str(tiff.imagej_metadata.get("unit", "")).replace("\\u00B5", "µ").lower().removesuffix("s")
-            um_per_unit = _UM_PER_IMAGEJ_UNIT.get(told, um_per_unit)
+            imagej_unit = str(tiff.imagej_metadata.get("unit", "")).replace("\\u00B5", "µ").lower().removesuffix("s")
+            um_per_unit = _UM_PER_IMAGEJ_UNIT.get(imagej_unit, um_per_unit)
         return um_per_unit / per_unit if um_per_unit else None
 
 
@@ -94,8 +94,8 @@ def to_8_bits(name: str, values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
         largest = float(values.max())
         ranges = (1.0 if is_float else 255.0, 255.0, 65_535.0, 2.0**31 - 1, 2.0**32 - 1)
         full = next((end for end in ranges if largest <= end), largest)
-    scaled: NDArray[np.uint8] = np.rint(np.clip(values * np.float32(255.0 / full), 0, 255)).astype(np.uint8)
-    return scaled
+    result: NDArray[np.uint8] = np.rint(np.clip(values * np.float32(255.0 / full), 0, 255)).astype(np.uint8)
+    return result
 
 
 def _tiff_file(content: bytes) -> "TiffFile":
@@ -176,8 +176,8 @@ def _picture(name: str, page: "TiffPage", samples: NDArray[Any]) -> Image.Image:
     """The samples (H,W) or (H,W,S) as a picture of 8 bits, by what the page says of their colours."""
     height, width = samples.shape[:2]
     mode = _mode(name, page, samples)
-    used = samples.reshape(height, width, -1)[..., : Image.getmodebands(mode)]
-    content = used.astype(np.uint8) if mode in ("P", "PA") else to_8_bits(name, used, page.bitspersample)
+    colours = samples.reshape(height, width, -1)[..., : Image.getmodebands(mode)]
+    content = colours.astype(np.uint8) if mode in ("P", "PA") else to_8_bits(name, colours, page.bitspersample)
     if page.photometric == _WHITE_IS_ZERO:
         content = np.invert(content)
     picture = Image.frombuffer(mode, (width, height), np.ascontiguousarray(content), "raw", mode, 0, 1)
@@ -203,7 +203,7 @@ def _mode(name: str, page: "TiffPage", samples: NDArray[Any]) -> str:
 
 def _alpha(page: "TiffPage", extra: int, mode: str) -> str:
     """What to add to a mode for the samples beside the colours: alpha where the first of them is one."""
-    told = page.extrasamples[0] if page.extrasamples else None
-    if extra == 0 or mode in ("CMYK", "YCbCr") or told == 0:
+    kind = page.extrasamples[0] if page.extrasamples else None
+    if extra == 0 or mode in ("CMYK", "YCbCr") or kind == 0:
         return ""
-    return "a" if told == _ASSOCIATED_ALPHA and mode in ("L", "RGB") else "A"
+    return "a" if kind == _ASSOCIATED_ALPHA and mode in ("L", "RGB") else "A"

@@ -113,11 +113,11 @@ class _Layer:
         y0, x0, y1, x1 = max(-y, 0), max(-x, 0), min(height - y, size), min(width - x, size)
         if y1 <= y0 or x1 <= x0:
             return
-        seen = cell.mask[y0:y1, x0:x1]
-        if seen.sum() < max(MIN_VISIBLE * cell.mask.sum(), 1):
+        visible = cell.mask[y0:y1, x0:x1]
+        if visible.sum() < max(MIN_VISIBLE * cell.mask.sum(), 1):
             return
         self.density[y + y0 : y + y1, x + x0 : x + x1] += cell.density[y0:y1, x0:x1] * dye
-        rows, columns = np.flatnonzero(seen.any(1)) + y + y0, np.flatnonzero(seen.any(0)) + x + x0
+        rows, columns = np.flatnonzero(visible.any(1)) + y + y0, np.flatnonzero(visible.any(0)) + x + x0
         self.boxes.append((int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1))
         self.labels.append(cell.kind)
         self.centres = np.concatenate([self.centres, centre[None]])
@@ -194,16 +194,16 @@ def _photograph(
     pixels = np.exp(-density)
     noise = rng.standard_normal(density.shape, np.float32)
     for channel, level in enumerate(stain.light):
-        seen = gaussian_filter(pixels[..., channel], focus_px)
-        seen += SHARPENING * (seen - gaussian_filter(seen, SHARPENING_PX))
-        pixels[..., channel] = seen * (light * np.float32(level)) + noise[..., channel]
+        image = gaussian_filter(pixels[..., channel], focus_px)
+        image += SHARPENING * (image - gaussian_filter(image, SHARPENING_PX))
+        pixels[..., channel] = image * (light * np.float32(level)) + noise[..., channel]
     return np.asarray(np.clip(np.rint(pixels), 0, 255), np.uint8)
 
 
 def render_slides(out: Path, slides: int, fields: int, seed: int, settings: SmearSettings = SmearSettings()) -> Path:
     """Write slides `out/slide-01/field-01.jpg` … and their truth; returns the truth's path, `out/truth_coco.json`.
 
-    The same seed gives the same bytes, and a slide or field stays as it is when more of them are asked for. Each file
+    The same seed gives the same bytes, and asking for more slides or fields leaves the others unchanged. Each file
     is written beside its place and renamed, the truth last. Raises ValueError where `slides` or `fields` is below 1.
     """
     if slides < 1 or fields < 1:

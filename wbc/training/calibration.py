@@ -51,9 +51,9 @@ def count_shifts(
     shifts = []
     for parts, n in zip(scores, n_true, strict=True):
         best = torch.cat(parts).sort(descending=True).values
-        wanted, last = torch.tensor(settings.score), max(0, min(round(settings.share * n), len(best)) - 1)
-        threshold = best[last] if n and len(best) else wanted
-        shifts.append(float(torch.logit(wanted) - torch.logit(threshold, eps=1e-4)))
+        score, last = torch.tensor(settings.score), max(0, min(round(settings.share * n), len(best)) - 1)
+        threshold = best[last] if n and len(best) else score
+        shifts.append(float(torch.logit(score) - torch.logit(threshold, eps=1e-4)))
     return shifts
 
 

@@ -85,7 +85,7 @@ class CropSamples(Dataset[tuple[Tensor, int]]):
         self.parts = [p for p, _, _ in parts]
         self.rows = [[rows[label] for label in p.labels] for p, rows, _ in parts]
         self.of_label = [
-            [[i for i, row in enumerate(rows) if row == wanted] for wanted in sorted(set(rows))] for rows in self.rows
+            [[i for i, row in enumerate(rows) if row == number] for number in sorted(set(rows))] for rows in self.rows
         ]
         self.chance = [_fractions([np.sqrt(len(group)) for group in groups]) for groups in self.of_label]
         self.weights = _fractions([weight for _, _, weight in parts])

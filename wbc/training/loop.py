@@ -96,8 +96,8 @@ def fit(
         if step % settings.checkpoint_every == 0 or step == settings.steps or late:
             _save(checkpoint, parts, step)
             pace = (time.monotonic() - started) / (step - first)
-            shown = {name: round(value, 4) for name, value in smoothed.items()}
-            log.info("step %d of %d, %.2f s a step, %s", step, settings.steps, pace, shown)
+            means = {name: round(value, 4) for name, value in smoothed.items()}
+            log.info("step %d of %d, %.2f s a step, %s", step, settings.steps, pace, means)
         if late:
             break
     result: nn.Module = averaged.module
@@ -107,8 +107,8 @@ def fit(
 def _restore(checkpoint: Path, parts: Mapping[str, Any], device: torch.device) -> int:
     """Put every part back to what it was; the step that it had come to."""
     saved = torch.load(checkpoint, map_location=device, weights_only=True)
-    if missing := sorted(parts.keys() - saved.keys()):
-        raise ValueError(f"{checkpoint}: no {', '.join(missing)}: another version's; delete it to begin anew")
+    if lacking := sorted(parts.keys() - saved.keys()):
+        raise ValueError(f"{checkpoint}: no {', '.join(lacking)}: another version's; delete it to begin anew")
     for name, part in parts.items():
         part.load_state_dict(saved[name])
     return int(saved["step"])
@@ -123,9 +123,9 @@ def _save(checkpoint: Path, parts: Mapping[str, Any], step: int) -> None:
 
 def _groups(trained: dict[str, nn.Parameter], settings: LoopSettings) -> list[dict[str, Any]]:
     def group(slow: bool, flat: bool) -> dict[str, Any]:
-        chosen = [p for n, p in trained.items() if n.startswith(settings.slow) == slow and (p.ndim < 2) == flat]
+        parameters = [p for n, p in trained.items() if n.startswith(settings.slow) == slow and (p.ndim < 2) == flat]
         return {
-            "params": chosen,
+            "params": parameters,
             "lr": settings.rate * (0.5 if slow else 1.0),
             "weight_decay": 0.0 if flat else settings.weight_decay,
         }

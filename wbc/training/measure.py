@@ -55,8 +55,8 @@ def _named(name: str, figures: dict[str, float]) -> dict[str, float]:
 def classifier_confusion(crops: Crops, reference: str, device: str) -> NDArray[np.int64]:
     """Confusion (true, named) int64 (C,C) of a classifier on single cells, seen as a count sees them."""
     ref, card = registry.resolve(reference, "classifier")
-    named = crop_probabilities(crops, registry.load(ref, device)).argmax(1)
-    return confusion(crops.labels, [card.classes[i] for i in named], card.classes)
+    answers = crop_probabilities(crops, registry.load(ref, device)).argmax(1)
+    return confusion(crops.labels, [card.classes[i] for i in answers], card.classes)
 
 
 def crop_probabilities(crops: Crops, model: LoadedModel) -> NDArray[np.float32]:

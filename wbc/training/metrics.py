@@ -53,13 +53,13 @@ def _mean(precision: NDArray[Any]) -> float:
     return float(defined.mean()) if defined.size else float("nan")
 
 
-def confusion(true: Sequence[str], named: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
+def confusion(true: Sequence[str], answers: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
     """Counts (true class, named class) int64 (C,C), in the order of `classes`. Raises ValueError for other names."""
-    if unknown := (set(true) | set(named)) - set(classes):
+    if unknown := (set(true) | set(answers)) - set(classes):
         raise ValueError(f"{sorted(unknown)} are none of {list(classes)}")
     matrix = np.zeros((len(classes), len(classes)), np.int64)
     index = {name: i for i, name in enumerate(classes)}
-    for t, n in zip(true, named, strict=True):
+    for t, n in zip(true, answers, strict=True):
         matrix[index[t], index[n]] += 1
     return matrix
 
