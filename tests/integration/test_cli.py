@@ -270,4 +270,4 @@ def test_ctrl_c_ends_with_130(wbc: Wbc, slides: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(terminal, "STOP_SECONDS", 1e6)
     done = wbc("count", slides, "--out", tmp_path / "out")
     assert done.exit_code == 130
-    assert "the same command goes on" in done.stderr
+    assert "run the same command again" in done.stderr

@@ -61,7 +61,7 @@ def test_ctrl_c_at_a_terminal_ends_soon_and_the_next_run_goes_on(
     rest = counting.stderr.read()
     assert counting.wait() == 130
     assert time.monotonic() - began < 60
-    assert "the same command goes on" in rest
+    assert "run the same command again" in rest
 
     again = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False, env=environment)
     assert again.returncode == 0, again.stderr
@@ -79,7 +79,7 @@ def test_sigterm_leaves_no_process_behind(counting: "subprocess.Popen[str]") -> 
     children = psutil.Process(counting.pid).children(recursive=True)
     assert any("uvicorn" in " ".join(child.cmdline()) for child in children)
     counting.terminate()
-    assert "the same command goes on" in counting.stderr.read()
+    assert "run the same command again" in counting.stderr.read()
     assert counting.wait(60) == 130
     _, alive = psutil.wait_procs(children, timeout=30)
     assert alive == []
