@@ -15,15 +15,17 @@ from wbc.storage.images import status
 from wbc.storage.layout import Layout
 from wbc.types import FieldError, Slide
 
-# What object stores call the time (or the version) of an object; fsspec has no common name for it.
-_MODIFIED_KEYS = ("mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "created")
+# What object stores call an object's version, which changes with its content, and what other file systems call the
+# time of a file's last change; fsspec has no common names. The time of its creation tells nothing.
+_VERSION_KEYS = ("ETag", "etag", "VersionId", "generation")
+_TIME_KEYS = ("mtime", "LastModified", "last_modified", "updated", "modify")
 
 
 @dataclass(frozen=True, slots=True)
 class FieldStamp:
-    """What stands for a field's content while it does not change: name, size in bytes, and time of change.
+    """What stands for a field's content while it does not change: name, size in bytes, and version or time of change.
 
-    `modified` is an opaque string to compare, "" where the file system tells no time.
+    `modified` is an opaque string to compare, "" where the file system tells neither: then nothing stands for it.
     """
 
     name: str
@@ -39,15 +41,24 @@ def stamp(path: UPath) -> FieldStamp:
     found = status(path)
     if local_path(path) is not None:
         return FieldStamp(path.name, found.st_size, str(found.st_mtime_ns))
+    return FieldStamp(path.name, found.st_size, _version(path))
+
+
+def _version(path: UPath) -> str:
+    """The version of a file that is not local, else the time of its last change; "" where its file system has none."""
     known = path.fs.info(path.path)
-    modified = next((known[key] for key in _MODIFIED_KEYS if known.get(key)), "")
-    text = modified.isoformat() if isinstance(modified, datetime) else str(modified)
-    return FieldStamp(path.name, found.st_size, text)
+    told = next((known[key] for key in (*_VERSION_KEYS, *_TIME_KEYS) if known.get(key)), None)
+    if told is None:
+        try:
+            told = path.fs.modified(path.path)
+        except Exception:  # NotImplementedError mostly; each file system has its own
+            return ""
+    return told.isoformat() if isinstance(told, datetime) else str(told)
 
 
 @dataclass(frozen=True, slots=True)
 class FieldRecord:
-    """A field's size in bytes and time of change when its content had the digest `sha256` ("": it was not readable)."""
+    """A field's size in bytes and version when its content had the digest `sha256` ("": it was not readable)."""
 
     size: int
     modified: str
@@ -70,9 +81,9 @@ def read_stamps(out: UPath, slide: Slide) -> dict[str, FieldRecord]:
 
 
 def known_digests(out: UPath, slide: Slide) -> dict[str, str] | None:
-    """Digests of all fields by file name; None where a field has changed since, or could not be read then.
+    """Digests of all fields by file name; None where a field may have changed since, or could not be read then.
 
-    Opens no field.
+    A field of which the file system tells neither version nor time may have changed. Opens no field.
     """
     records = read_stamps(out, slide)
     known = {}
@@ -82,7 +93,9 @@ def known_digests(out: UPath, slide: Slide) -> dict[str, str] | None:
         except FieldError:
             return None
         record = records.get(now.name)
-        if record is None or (record.size, record.modified) != (now.size, now.modified) or not record.sha256:
+        if record is None or not record.sha256 or not now.modified:
+            return None
+        if (record.size, record.modified) != (now.size, now.modified):
             return None
         known[now.name] = record.sha256
     return known

@@ -1,11 +1,20 @@
 """What the last run learnt of a slide's fields holds as long as they have not changed, and never when it is broken."""
 
 import os
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import pytest
+from painted import make_slide
 from upath import UPath
 
+from wbc.counting.slide import Job, count_slide, is_counted, unchanged
+from wbc.storage.slides import discover
 from wbc.storage.stamps import FieldRecord, known_digests, read_stamps, stamp, write_stamps
 from wbc.types import Slide
 
@@ -63,3 +72,84 @@ def test_a_field_that_changed_or_went_or_could_not_be_read_is_not_known(known: t
     write_stamps(out, slide, records)
     field.unlink()
     assert known_digests(out, slide) is None
+
+
+def remember(out: UPath, slide: Slide) -> None:
+    """What a run keeps of a slide's fields."""
+    stamps = [stamp(path) for path in slide.field_paths]
+    write_stamps(out, slide, {s.name: FieldRecord(s.size, s.modified, f"digest of {s.name}") for s in stamps})
+
+
+def archive(path: Path, fields: dict[str, bytes]) -> UPath:
+    """Pictures as a zip file whose entries all have one time, as reproducible archives have."""
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in fields.items():
+            file.writestr(zipfile.ZipInfo(name), content)
+    return UPath(f"zip://::{path}")
+
+
+def test_size_alone_stands_for_nothing(tmp_path: Path, out: UPath) -> None:
+    slides = archive(tmp_path / "slides.zip", {"s1/a.png": b"one"})
+    slide = Slide("s1", (slides / "s1" / "a.png",))
+    assert stamp(slide.field_paths[0]).modified == ""
+    remember(out, slide)
+    assert known_digests(out, slide) is None
+
+
+def test_a_field_in_memory_is_known_until_it_is_written_again(out: UPath) -> None:
+    field = UPath(f"memory://{uuid4().hex}/s1/a.png")
+    field.write_bytes(b"one")
+    slide = Slide("s1", (field,))
+    remember(out, slide)
+    assert known_digests(out, slide) == {"a.png": "digest of a.png"}
+    field.write_bytes(b"two")
+    assert known_digests(out, slide) is None
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({"ETag": '"v1"', "LastModified": datetime(2026, 11, 25, tzinfo=UTC)}, '"v1"'),
+        ({"etag": "CJ=", "generation": "17", "updated": "2026-11-25T00:00:00Z", "mtime": 1.0}, "CJ="),
+        ({"ETag": None, "LastModified": datetime(2026, 11, 25, tzinfo=UTC)}, "2026-11-25T00:00:00+00:00"),
+        ({"modify": "20261125000000"}, "20261125000000"),
+    ],
+)
+def test_an_object_is_known_by_its_version_before_its_time(
+    told: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    field = UPath(f"memory://{uuid4().hex}/s1/a.png")
+    field.write_bytes(b"one")
+    known = field.fs.info(field.path) | told
+    monkeypatch.setattr(type(field.fs), "info", lambda *_, **__: known)
+    assert stamp(field).modified == expected
+
+
+def test_the_time_of_creation_is_no_time_of_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    field = UPath(f"memory://{uuid4().hex}/s1/a.png")
+    field.write_bytes(b"one")
+
+    def unknown(*_: Any) -> datetime:
+        raise NotImplementedError
+
+    monkeypatch.setattr(type(field.fs), "modified", unknown)
+    assert stamp(field).modified == ""
+
+
+def test_a_slide_in_an_archive_is_counted_again_where_its_content_changed(
+    tmp_path: Path, out: UPath, make_job: Callable[..., Job]
+) -> None:
+    folders = [make_slide(UPath(tmp_path / name), 1, cells) for name, cells in (("few", 5), ("many", 9))]
+    pictures = [(folder / "f000.png").read_bytes() for folder in folders]
+    # Padding after its end makes a PNG longer and changes no pixel.
+    longest = max(map(len, pictures))
+    found = []
+    for content in (pictures[0], pictures[1], pictures[1]):
+        root = archive(tmp_path / "slides.zip", {"s1/f000.png": content.ljust(longest, b"\0")})
+        root.fs.clear_instance_cache()
+        (slide,) = discover(UPath(f"zip://::{tmp_path / 'slides.zip'}"))
+        job = make_job(out)
+        with ThreadPoolExecutor(1) as executor:
+            outcome = unchanged(slide, out) if is_counted(slide, job) else count_slide(slide, job, executor)
+        found.append((outcome.status, outcome.n_cells))
+    assert found == [("counted", 5), ("counted", 9), ("unchanged", 9)]
