@@ -36,12 +36,14 @@ class FieldError(Exception):
 class Slide:
     """A folder of fields. `field_paths` are sorted by name; `um_per_px` is set where the user gave the scale.
 
-    A folder that ought to be a slide and holds no image has no `field_paths`.
+    A folder that ought to be a slide and holds no image has no `field_paths`. `source` is the folder's address, by
+    which OUT knows a slide from another with its `slide_id`; None where it is not known.
     """
 
     slide_id: str
     field_paths: tuple[UPath, ...]
     um_per_px: float | None = None
+    source: str | None = None
 
     def __post_init__(self) -> None:
         names = [p.name for p in self.field_paths]

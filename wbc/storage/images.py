@@ -22,6 +22,13 @@ from wbc.storage.tiff import open_tiff, tiff_um_per_px, to_8_bits
 from wbc.types import FieldError, is_likely_scale
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".tif", ".tiff", ".bmp")
+# Pictures that no count reads: whole slides, which are no fields, and formats whose damage no decoder tells of.
+UNREAD_SUFFIXES = (
+    *(".webp", ".gif", ".jp2", ".j2k", ".jpx", ".jpf", ".jxl", ".jxr", ".avif", ".heic", ".heif", ".psd", ".jpe"),
+    *(".svs", ".ndpi", ".czi", ".lif", ".nd2", ".vsi", ".mrxs", ".scn", ".vms", ".bif", ".oib", ".oif", ".lsm"),
+    *(".dcm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raw", ".pbm", ".pgm", ".ppm", ".pnm"),
+    *(".dib", ".tga", ".btf", ".tf8", ".stk", ".zvi", ".flex", ".ims", ".apng", ".exr", ".fits"),
+)
 MAX_FIELD_BYTES = 2 << 30
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Opened by their plugins and not by Image.open: that would try every format Pillow knows on a stranger's bytes, and

@@ -12,7 +12,7 @@ OUT/.wbc/                           what the program keeps for itself: stamps of
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -26,6 +26,7 @@ from wbc.storage.names import safe_name
 logger = logging.getLogger(__name__)
 TableName = Literal["cells", "differentials", "slides"]
 
+# The row in `slides` is last: it is written last, and goes last.
 TABLES: tuple[TableName, ...] = ("cells", "differentials", "slides")
 _STATE = ".wbc"
 _ALWAYS_MADE = (*TABLES, _STATE)
@@ -128,9 +129,9 @@ def _logged() -> Iterator[None]:
         logger.warning("left to the next run: %s", error)
 
 
-def is_out(names: Iterable[str]) -> bool:
-    """Whether a folder that holds these names is an OUT."""
-    return _STATE in names
+def results_among(names: Collection[str]) -> set[str]:
+    """Those of the names in a folder that are folders of results; none unless it is an OUT."""
+    return {*_FOLDERS, "pixels"}.intersection(names) if _STATE in names else set()
 
 
 def _checked(slide_id: str) -> str:

@@ -1,8 +1,15 @@
-"""A path becomes a file name that every file system and every reader of a folder takes."""
+"""A path becomes a file name that every file system and every reader of a folder takes; a folder has one address."""
 
 import hashlib
+import os
+import re
+
+from upath import UPath
+
+from wbc.storage.atomic import local_path
 
 MAX_NAME_BYTES = 180
+_PASSWORD = re.compile(r"//[^/@:]*:[^/@]*@")
 
 
 def safe_name(path: str) -> str:
@@ -25,6 +32,21 @@ def safe_name(path: str) -> str:
     if len(encoded) <= MAX_NAME_BYTES:
         return name
     return encoded[: MAX_NAME_BYTES - 17].decode(errors="ignore") + "~" + hashlib.sha256(encoded).hexdigest()[:16]
+
+
+def address(folder: UPath) -> str:
+    """The one address of a folder: a local one's real path, by whatever links it was reached; else its URL.
+
+    A URL's user and password are left out; the text is `encodable`.
+    """
+    local = local_path(folder)
+    text = _PASSWORD.sub("//", str(folder).rstrip("/")) if local is None else os.path.realpath(local)
+    return encodable(text)
+
+
+def encodable(text: str) -> str:
+    """`text` with lone surrogates, which a local name may hold and a table or JSON may not, written as `\\udcff`."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _percent(char: str) -> str:

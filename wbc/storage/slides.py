@@ -1,81 +1,200 @@
-"""A folder of images becomes `Slide`s."""
+"""A folder of images becomes `Slide`s, and what is passed over there is named."""
 
 import errno
-import logging
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from upath import UPath
 
 from wbc.storage.atomic import local_path
-from wbc.storage.images import IMAGE_SUFFIXES
-from wbc.storage.layout import is_out
-from wbc.storage.names import safe_name
+from wbc.storage.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, words
+from wbc.storage.layout import results_among
+from wbc.storage.names import address, encodable, safe_name
 from wbc.types import Slide
 
-logger = logging.getLogger(__name__)
+Parts = tuple[str, ...]
+Kind = Literal["unread_picture", "unreadable_folder", "linked_again", "results", "hidden", "other_file"]
+MOST_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """Something that no count reads: its path below SLIDES, a folder's with `/` at its end, of what kind, and why."""
+
+    path: str
+    kind: Kind
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """All that lies in and below a folder: its slides, sorted by `slide_id`, and what is passed over, by path."""
+
+    slides: tuple[Slide, ...]
+    passed_over: tuple[PassedOver, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    name: str
+    is_folder: bool
+    is_link: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """What a folder holds: names of its fields, folders to look into, and whether results of a count are among it."""
+
+    fields: tuple[str, ...]
+    below: tuple[_Entry, ...]
+    passed_over: tuple[tuple[str, Kind], ...]
+    has_results: bool
+
+    @property
+    def is_slide(self) -> bool:
+        return bool(self.fields) or not (self.below or self.has_results)
 
 
 def discover(root: UPath) -> list[Slide]:
-    """The slides at and below `root`, sorted by `slide_id`: every folder that directly holds images is one.
+    """The slides at and below `root`, as `survey` finds them."""
+    return list(survey(root).slides)
 
-    `slide_id` is the path below `root` as `safe_name` writes it; for images in `root` itself the root's own name, or
-    `%2E` where there are other slides. A folder with neither images nor folders is a slide without fields, and so is
-    one that cannot be read (which is logged). Hidden files and folders are passed over, and folders of results (they
-    hold `.wbc`). Links are followed, but a local folder is one slide however often it is linked: its real place
-    names it, else the first link; the others are logged. Raises FileNotFoundError or NotADirectoryError.
+
+def survey(root: UPath) -> Survey:
+    """The slides at and below `root`, every folder that directly holds images, and whatever else lies there.
+
+    `slide_id` is the path below `root` as `safe_name` writes it. Images in `root` itself are a slide with the root's
+    own name; `%2E` where it has none, or a folder in it has the same. A folder with neither images nor folders is a
+    slide without fields, and so is one that cannot be read. Passed over are hidden files and folders, the folders in an
+    OUT that results go to, and files that are no images by their names. Links are followed, but a local folder is one
+    slide however often it is linked: its real place names it, else the first link.
+
+    Raises FileNotFoundError or NotADirectoryError, another OSError where `root` cannot be read, ValueError where it
+    holds no image at all, or lies where results of a count go.
     """
     if not root.exists():
         raise FileNotFoundError(errno.ENOENT, "no such folder of slides", str(root))
     if not root.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "slides are read from a folder, this is a file", str(root))
-    found = dict(_walk(root))
-    ids = {parts: safe_name("/".join(parts) or ".") for parts in found}
-    if list(found) == [()] and (name := root.resolve().name):
-        ids[()] = safe_name(name)
-    return sorted((Slide(ids[parts], paths) for parts, paths in found.items()), key=lambda slide: slide.slide_id)
+    _check_holds_no_results(root)
+    passed_over: list[PassedOver] = []
+    found = {parts: (folder, names) for parts, folder, names in _walk(root, passed_over.append)}
+    passed_over = [replace(passed, path=encodable(passed.path)) for passed in passed_over]
+    passed_over.sort(key=lambda passed: passed.path)
+    if not any(names for _, names in found.values()):
+        raise ValueError(f"no picture to count in {str(root)!r} or below{_instead(passed_over)}")
+    ids = {parts: safe_name("/".join(parts)) for parts in found if parts}
+    name = safe_name(root.resolve().name or ".")
+    ids[()] = safe_name(".") if name in ids.values() else name
+    slides = [
+        Slide(ids[parts], tuple(folder / name for name in names), source=address(folder))
+        for parts, (folder, names) in found.items()
+    ]
+    return Survey(tuple(sorted(slides, key=lambda slide: slide.slide_id)), tuple(passed_over))
 
 
-def _walk(root: UPath) -> Iterator[tuple[tuple[str, ...], tuple[UPath, ...]]]:
-    """Path parts below `root` and field paths of every slide."""
+def is_gone(source: str) -> bool:
+    """Whether no slide is at an address any more. False where that cannot be told.
+
+    That is so where its file system does not answer, and where the nearest folder above it that is there is empty, as
+    the place of a disk that is not mounted is.
+    """
+    if "\\udc" in source:  # a name that a table cannot hold
+        return False
+    try:
+        folder = UPath(source)
+        if folder.is_dir():
+            return not _read(folder).is_slide
+        above = next((parent for parent in folder.parents if parent.exists()), None)
+        return above is not None and any(True for _ in above.iterdir())
+    except Exception:  # every fsspec back end has its own
+        return False
+
+
+def _check_holds_no_results(root: UPath) -> None:
+    """Raises ValueError where `root` lies in a folder of an OUT that results go to: drawings would be counted."""
+    folder = root.resolve()
+    for parent in folder.parents:
+        if folder.name in results_among((".wbc", folder.name)) and (parent / ".wbc").exists():
+            raise ValueError(f"SLIDES {str(root)!r} lies among the results of a count in {str(parent)!r}")
+        folder = parent
+
+
+def _instead(passed_over: list[PassedOver]) -> str:
+    """What a folder without images holds instead."""
+    if not passed_over:
+        return ": it is empty"
+    more = len(passed_over) - MOST_NAMED
+    named = ", ".join(passed.path + (f" ({passed.why})" if passed.why else "") for passed in passed_over[:MOST_NAMED])
+    return f"; passed over: {named}" + (f" and {more} more" if more > 0 else "")
+
+
+def _walk(root: UPath, pass_over: Callable[[PassedOver], None]) -> Iterator[tuple[Parts, UPath, tuple[str, ...]]]:
+    """Path parts below `root`, folder and names of the fields of every slide."""
     seen: set[str] = set()
-    folders: deque[tuple[UPath, tuple[str, ...]]] = deque([(root, ())])
-    links: deque[tuple[UPath, tuple[str, ...]]] = deque()
+    folders: deque[tuple[UPath, Parts]] = deque([(root, ())])
+    links: deque[tuple[UPath, Parts]] = deque()
     while folders or links:
         folder, parts = folders.popleft() if folders else links.popleft()
+        path = "/".join((*parts, ""))
         if local_path(folder) is not None:
             real = os.path.realpath(folder.path)
             if real in seen:
-                logger.warning("%r is %r again and is not counted twice", str(folder), real)
+                pass_over(PassedOver(path, "linked_again", f"is {real}"))
                 continue
             seen.add(real)
         try:
-            entries = _entries(folder)
+            inside = _read(folder)
         except OSError as error:
-            logger.warning("%r cannot be read: %s", str(folder), error.strerror or error)
-            yield parts, ()
+            if not parts:
+                raise
+            pass_over(PassedOver(path, "unreadable_folder", words(error)))
+            yield parts, folder, ()
             continue
-        if parts and is_out(name for name, _, _ in entries):
-            continue
-        shown = [entry for entry in entries if not entry[0].startswith(".")]
-        images = sorted(n for n, is_folder, _ in shown if not is_folder and n.lower().endswith(IMAGE_SUFFIXES))
-        below = [entry for entry in shown if entry[1]]
-        if images or not below:
-            yield parts, tuple(folder / name for name in images)
-        for name, _, is_link in below:
-            (links if is_link else folders).append((folder / name, (*parts, name)))
+        for name, kind in inside.passed_over:
+            pass_over(PassedOver(path + name, kind))
+        if inside.has_results:
+            pass_over(PassedOver(path or "./", "results"))
+        if inside.is_slide:
+            yield parts, folder, inside.fields
+        for entry in inside.below:
+            (links if entry.is_link else folders).append((folder / entry.name, (*parts, entry.name)))
 
 
-def _entries(folder: UPath) -> list[tuple[str, bool, bool]]:
-    """Name, whether a folder, and whether a link, of everything in `folder`, sorted by name."""
+def _read(folder: UPath) -> _Folder:
+    """What a folder holds. Raises OSError."""
+    entries = _entries(folder)
+    results = results_among([entry.name for entry in entries if entry.is_folder])
+    fields, below = [], []
+    passed_over: list[tuple[str, Kind]] = []
+    for entry in entries:
+        if entry.name in results:
+            continue
+        if entry.name.startswith("."):
+            passed_over.append((entry.name + "/" * entry.is_folder, "hidden"))
+        elif entry.is_folder:
+            below.append(entry)
+        elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+            fields.append(entry.name)
+        else:
+            is_picture = entry.name.lower().endswith(UNREAD_SUFFIXES)
+            passed_over.append((entry.name, "unread_picture" if is_picture else "other_file"))
+    return _Folder(tuple(fields), tuple(below), tuple(passed_over), bool(results))
+
+
+def _entries(folder: UPath) -> list[_Entry]:
+    """All that is in `folder`, sorted by name."""
     if local_path(folder) is not None:
         with os.scandir(folder.path) as entries:
             # os.path.isdir takes a link that leads nowhere, or to itself, for no folder; DirEntry.is_dir raises.
-            return sorted((e.name, os.path.isdir(e.path), e.is_symlink()) for e in entries)
-    own = folder.path.rstrip("/")
-    paths = [
-        (entry["name"].rstrip("/"), entry["type"] == "directory") for entry in folder.fs.ls(folder.path, detail=True)
-    ]
-    # An object store lists a folder's own placeholder among what it holds.
-    return sorted((path.rsplit("/", 1)[-1], is_folder, False) for path, is_folder in paths if path != own)
+            here = [_Entry(e.name, os.path.isdir(e.path), e.is_symlink()) for e in entries]
+    else:
+        own = folder.path.rstrip("/")
+        listed = folder.fs.ls(folder.path, detail=True)
+        paths = [(entry["name"].rstrip("/"), entry["type"] == "directory") for entry in listed]
+        # An object store lists a folder's own placeholder among what it holds.
+        here = [_Entry(path.rsplit("/", 1)[-1], is_folder, False) for path, is_folder in paths if path != own]
+    return sorted(here, key=lambda entry: entry.name)

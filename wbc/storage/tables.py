@@ -9,6 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from wbc.storage.layout import TableName
+from wbc.storage.names import encodable
 from wbc.types import Differential, DifferentialRow, Precision, ScaleFrom
 
 
@@ -72,6 +73,7 @@ _SLIDES = [
     *((name, pa.string()) for name in ("cells_digest", "differentials_digest")),
     ("reason", pa.string()),
     ("duplicate_fields", pa.list_(pa.struct([(part.name, pa.string()) for part in fields(DuplicateField)]))),
+    ("source", pa.string()),
 ]
 SCHEMAS: dict[TableName, pa.Schema] = {
     "cells": pa.schema(_CELLS),
@@ -86,7 +88,7 @@ class SlideRow:
 
     `cells_digest` and `differentials_digest` are the SHA-256 of the slide's other two files, which `commit` fills in;
     a row that was written before there were such columns has None. `reason` says why a slide failed as a whole; one
-    whose worker died, say, has no `count_id`: the next run counts it.
+    whose worker died, say, has no `count_id`: the next run counts it. `source` is the address of the slide's folder.
 
     Raises ValueError for another `count_id` (it names a folder) and for a `counted_at` without a time zone.
     """
@@ -120,6 +122,7 @@ class SlideRow:
     differentials_digest: str | None = None
     reason: str | None = None
     duplicate_fields: tuple[DuplicateField, ...] = ()
+    source: str | None = None
 
     def __post_init__(self) -> None:
         if self.count_id is not None and not self.count_id.isalnum():
@@ -174,5 +177,5 @@ def slides_table(row: SlideRow) -> pa.Table:
 
 
 def arrow_text(text: str) -> str:
-    """`text` with lone surrogates, which a local file name may hold and Arrow may not, written as `\\udcff`."""
-    return text.encode(errors="backslashreplace").decode()
+    """`text` as Arrow takes it: `encodable`."""
+    return encodable(text)

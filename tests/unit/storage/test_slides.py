@@ -1,6 +1,5 @@
 """Folders become slides, files become pixels, and what is wrong with either is said by name."""
 
-import logging
 import os
 from collections.abc import Iterator
 from io import BytesIO
@@ -17,8 +16,8 @@ from PIL import Image
 from upath import UPath
 
 from wbc.storage.images import read_field
-from wbc.storage.names import safe_name
-from wbc.storage.slides import discover
+from wbc.storage.names import address, safe_name
+from wbc.storage.slides import discover, is_gone, survey
 from wbc.storage.stamps import stamp
 from wbc.types import FieldError
 
@@ -61,6 +60,10 @@ def found(root: UPath) -> dict[str, list[str]]:
     return {slide.slide_id: [path.name for path in slide.field_paths] for slide in discover(root)}
 
 
+def passed_over(root: UPath) -> list[tuple[str, str, str]]:
+    return [(passed.path, passed.kind, passed.why) for passed in survey(root).passed_over]
+
+
 # Folders
 
 
@@ -82,11 +85,17 @@ def test_folder_without_images_is_reported_as_a_slide_without_fields(root: UPath
     assert found(root) == {"empty": [], "s1": ["a.jpg"]}
 
 
-def test_images_in_root_take_its_name_unless_there_are_others(root: UPath) -> None:
+def test_images_in_root_take_its_name_whatever_else_comes(root: UPath) -> None:
     put(root / "a.jpg")
     assert found(root) == {"slides": ["a.jpg"]}
     put(root / "s1" / "b.jpg")
-    assert found(root) == {"%2E": ["a.jpg"], "s1": ["b.jpg"]}
+    assert found(root) == {"slides": ["a.jpg"], "s1": ["b.jpg"]}
+
+
+def test_images_in_root_beside_a_folder_of_its_name(root: UPath) -> None:
+    put(root / "a.jpg")
+    put(root / "slides" / "b.jpg")
+    assert found(root) == {"%2E": ["a.jpg"], "slides": ["b.jpg"]}
 
 
 def test_odd_names_are_found_and_read(root: UPath) -> None:
@@ -102,8 +111,13 @@ def test_name_that_is_no_utf8_is_found_and_read(tmp_path: Path) -> None:
     folder = os.fsencode(tmp_path) + b"/s\xff"
     os.mkdir(folder)
     Path(os.fsdecode(folder + b"/a\xfe.jpg")).write_bytes(JPEG)
+    Path(os.fsdecode(folder + b"/b\xfe.webp")).write_bytes(b"")
     (slide,) = discover(UPath(tmp_path))
     assert slide.slide_id.isascii()
+    assert passed_over(UPath(tmp_path)) == [("s\\udcff/b\\udcfe.webp", "unread_picture", "")]
+    assert slide.source is not None
+    assert slide.source.isascii()
+    assert not is_gone(slide.source)
     assert read_field(slide.field_paths[0]).shape == (H, W, 3)
 
 
@@ -112,6 +126,95 @@ def test_folder_of_results_is_no_slide(root: UPath) -> None:
     put(root / "out" / ".wbc" / "s1.json")
     put(root / "out" / "annotated" / "s1" / "a.jpg")
     assert found(root) == {"s1": ["a.jpg"]}
+    assert passed_over(root) == [("out/", "results", "")]
+
+
+def test_a_slide_in_whose_folder_a_count_was_put_is_one_all_the_same(root: UPath) -> None:
+    put(root / "s1" / "a.jpg")
+    for result in (".wbc/s1.json", "slides/s1.parquet", "annotated/s1/a.jpg", "pixels/s1.zarr/zarr.json"):
+        put(root / "s1" / result)
+    assert found(root) == {"s1": ["a.jpg"]}
+    assert passed_over(root) == [("s1/", "results", "")]
+
+
+def test_drawings_in_an_out_above_the_slides_are_no_slides(root: UPath) -> None:
+    put(root / ".wbc" / "s1.json")
+    put(root / "annotated" / "s1" / "a.jpg")
+    put(root / "scans" / "s1" / "a.jpg")
+    assert found(root) == {"scans%2Fs1": ["a.jpg"]}
+    assert passed_over(root) == [("./", "results", "")]
+    for inside in ("annotated", "annotated/s1"):
+        with pytest.raises(ValueError, match=r"lies among the results of a count in .*slides"):
+            discover(root / inside)
+
+
+def test_whatever_is_passed_over_is_named(root: UPath) -> None:
+    for name in ("s1/a.jpg", "s1/b.webp", "s1/c.SVS", "s1/.d.jpg", "s1/notes.txt", ".trash/e.jpg", "f.gif", "list"):
+        put(root / name)
+    assert found(root) == {"s1": ["a.jpg"]}
+    assert passed_over(root) == [
+        (".trash/", "hidden", ""),
+        ("f.gif", "unread_picture", ""),
+        ("list", "other_file", ""),
+        ("s1/.d.jpg", "hidden", ""),
+        ("s1/b.webp", "unread_picture", ""),
+        ("s1/c.SVS", "unread_picture", ""),
+        ("s1/notes.txt", "other_file", ""),
+    ]
+
+
+def test_a_folder_without_any_picture_is_refused(root: UPath) -> None:
+    put(root / "keep").unlink()
+    root.mkdir(parents=True, exist_ok=True)
+    with pytest.raises(ValueError, match=r"no picture to count in .*slides' or below: it is empty"):
+        discover(root)
+    for name in ("a.webp", "b.webp", "c.webp", "d.webp", "lost+found/x.txt"):
+        put(root / name)
+    with pytest.raises(ValueError, match=r"passed over: a\.webp, b\.webp, c\.webp and 2 more"):
+        discover(root)
+
+
+# Addresses
+
+
+def test_a_slide_has_the_address_of_its_folder(root: UPath) -> None:
+    put(root / "s1" / "a.jpg")
+    put(root / "b.jpg")
+    addresses = {slide.slide_id: slide.source for slide in discover(root)}
+    start = os.path.realpath(root.path) if isinstance(root, Path) else str(root)
+    assert addresses == {"slides": start, "s1": f"{start}/s1"}
+
+
+def test_links_lead_to_one_address(tmp_path: Path) -> None:
+    put(UPath(tmp_path / "2026-11-25" / "s1" / "a.jpg"))
+    (tmp_path / "today").symlink_to(tmp_path / "2026-11-25")
+    assert discover(UPath(tmp_path / "today")) != discover(UPath(tmp_path / "2026-11-25"))
+    sources = {discover(UPath(str(root)))[0].source for root in (tmp_path / "today", f"file://{tmp_path}/2026-11-25")}
+    assert sources == {os.path.realpath(tmp_path / "2026-11-25" / "s1")}
+
+
+def test_an_address_tells_no_password() -> None:
+    assert address(UPath("memory://me:secret@lab/slides/")) == "memory://lab/slides"
+
+
+def test_a_slide_is_gone_when_its_folder_is_or_is_no_slide_any_more(root: UPath) -> None:
+    put(root / "s1" / "a.jpg")
+    put(root / "s2" / "b.jpg")
+    first = discover(root)[0].source or ""
+    assert not is_gone(first)
+    put(root / "s1" / "below" / "a.jpg")
+    (root / "s1" / "a.jpg").unlink()
+    assert is_gone(first)
+    root.fs.rm((root / "s1").path, recursive=True)
+    assert is_gone(first)
+
+
+def test_a_slide_on_a_disk_that_is_not_there_is_not_gone(tmp_path: Path) -> None:
+    (tmp_path / "mnt").mkdir()
+    assert not is_gone(str(tmp_path / "mnt" / "slides" / "s1"))
+    (tmp_path / "mnt" / "another").mkdir()
+    assert is_gone(str(tmp_path / "mnt" / "slides" / "s1"))
+    assert not is_gone("nosuch://bucket/s1")
 
 
 def test_missing_root_and_root_that_is_a_file(root: UPath) -> None:
@@ -121,13 +224,15 @@ def test_missing_root_and_root_that_is_a_file(root: UPath) -> None:
         discover(put(root / "a.jpg"))
 
 
-def test_link_loop_ends_and_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_link_loop_ends_and_is_named(tmp_path: Path) -> None:
     put(UPath(tmp_path / "s1" / "a.jpg"))
     (tmp_path / "s1" / "again").symlink_to(tmp_path)
     (tmp_path / "s1" / "itself").symlink_to("itself")
-    with caplog.at_level(logging.WARNING):
-        assert found(UPath(tmp_path)) == {"s1": ["a.jpg"]}
-    assert "again" in caplog.text
+    assert found(UPath(tmp_path)) == {"s1": ["a.jpg"]}
+    assert passed_over(UPath(tmp_path)) == [
+        ("s1/again/", "linked_again", f"is {os.path.realpath(tmp_path)}"),
+        ("s1/itself", "other_file", ""),
+    ]
 
 
 def test_links_are_followed_and_a_linked_folder_is_one_slide(tmp_path: Path) -> None:
@@ -139,9 +244,7 @@ def test_links_are_followed_and_a_linked_folder_is_one_slide(tmp_path: Path) -> 
     assert found(UPath(root)) == {"from-archive": ["a.jpg"], "s1": ["a.jpg"]}
 
 
-def test_folder_that_cannot_be_read_is_a_slide_without_fields(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_folder_that_cannot_be_read_is_a_slide_without_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(UPath(tmp_path / "s1" / "a.jpg"))
     put(UPath(tmp_path / "locked" / "a.jpg"))
     scandir = os.scandir
@@ -152,10 +255,10 @@ def test_folder_that_cannot_be_read_is_a_slide_without_fields(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    with caplog.at_level(logging.WARNING):
-        assert found(UPath(tmp_path)) == {"locked": [], "s1": ["a.jpg"]}
-    assert "locked" in caplog.text
-    assert "Permission denied" in caplog.text
+    assert found(UPath(tmp_path)) == {"locked": [], "s1": ["a.jpg"]}
+    assert passed_over(UPath(tmp_path)) == [("locked/", "unreadable_folder", "Permission denied")]
+    with pytest.raises(PermissionError):
+        discover(UPath(tmp_path / "locked"))
 
 
 # Names

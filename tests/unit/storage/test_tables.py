@@ -53,6 +53,7 @@ def test_columns_and_types_are_the_contract(local_out: UPath) -> None:
         *("cells_digest: string", "differentials_digest: string"),
         "reason: string",
         "duplicate_fields: list<element: struct<field: string, same_as: string>>",
+        "source: string",
     ]
     assert pq.ParquetFile(Layout(local_out).table("cells", "s1")).metadata.row_group(0).column(0).compression == "ZSTD"
 
