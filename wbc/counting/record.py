@@ -76,6 +76,7 @@ def _row(slide: Slide, job: Job, result: Differential, **columns: Any) -> SlideR
     known: dict[str, Any] = {"um_per_px": None, "scale_from": None, "seconds": Seconds()} | columns
     return SlideRow(
         slide_id=slide.slide_id,
+        source=slide.source,
         counted_at=datetime.now(UTC),
         n_fields=len(slide.field_paths),
         n_fields_failed=len(known["failed_fields"]),

@@ -18,7 +18,7 @@ from wbc.counting.record import commit_count, commit_failure, digests, keep_stam
 from wbc.counting.scales import scales_of
 from wbc.counting.worker import count_chunk, ingest_chunk
 from wbc.storage.atomic import remove_folder
-from wbc.storage.counts import committed_count_id, read_slide_row
+from wbc.storage.counts import change_source, committed_count_id, read_slide_row, read_source
 from wbc.storage.pixels import create_group
 from wbc.storage.stamps import known_digests
 from wbc.storage.tables import SlideRow
@@ -37,6 +37,7 @@ __all__ = [
     "ingest_slide",
     "is_counted",
     "record_failure",
+    "stands",
     "unchanged",
 ]
 
@@ -53,9 +54,12 @@ def count_slide(slide: Slide, job: Job, executor: Executor, progress: Progress |
 
 
 def is_counted(slide: Slide, job: Job) -> bool:
-    """Whether the slide's committed count is the one that `job` would make. Opens no field."""
-    if job.force or job.verify:
-        return False
+    """Whether the slide's committed count is the one that `job` would make, and tells its address. Opens no field."""
+    return not (job.force or job.verify) and stands(slide, job) and read_source(job.out, slide.slide_id) == slide.source
+
+
+def stands(slide: Slide, job: Job) -> bool:
+    """Whether the slide's committed count is of these fields, models and settings. Opens no field."""
     known = known_digests(job.out, slide)
     return known is not None and _stands(slide, known, job)
 
@@ -90,6 +94,8 @@ def ingest_slide(slide: Slide, job: Job, executor: Executor) -> Ingested:
     if done:
         _clean_up(slide, job)
         keep_stamps(slide, fields, job)
+        if read_source(job.out, slide.slide_id) != slide.source:
+            change_source(job.out, slide.slide_id, slide.source)
     return Ingested(slide, fields, done, time.monotonic() - began)
 
 

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from wbc.storage import atomic
-from wbc.storage.layout import Layout, TableName
+from wbc.storage.layout import TABLES, Layout, TableName
 from wbc.storage.tables import SCHEMAS, DuplicateField, FailedField, Seconds, SlideRow, slides_table
 
 PATIENCE_SECONDS, PAUSE_SECONDS = 1.0, 0.02
@@ -58,22 +58,45 @@ def commit(out: UPath, cells: pa.Table, differentials: pa.Table, row: SlideRow) 
         layout.table("slides", row.slide_id): _parquet("slides", slides_table(row)),
     }
     with atomic.staged(contents, durable=True):
-        _keep_superseded(layout, row)
+        _keep_superseded(layout, row.slide_id, row.count_id)
     return row
 
 
-def _keep_superseded(layout: Layout, row: SlideRow) -> None:
-    """Copy to the history what is whole of a slide's count with another id than that of the new `row`."""
-    slides = layout.table("slides", row.slide_id)
+def change_source(out: UPath, slide_id: str, source: str | None) -> None:
+    """Write another address into a slide's row in `slides`: its count stays. For the run that holds OUT.
+
+    Raises FileNotFoundError where the slide has no row, ValueError where it is broken, OSError where OUT is.
+    """
+    row = replace(read_slide_row(out, slide_id), source=source)
+    content = {Layout(out).table("slides", slide_id): _parquet("slides", slides_table(row))}
+    with atomic.staged(content, durable=True):
+        pass
+
+
+def retire(out: UPath, slide_id: str) -> None:
+    """Move a slide's count to the history: its tables show it no more. For the run that holds OUT.
+
+    The row in `slides` goes last, so that one who is killed meanwhile can go on. A slide that could not be counted has
+    no count to keep. Raises OSError.
+    """
+    layout = Layout(out)
+    _keep_superseded(layout, slide_id, None)
+    for path in (layout.stamps(slide_id), *(layout.table(name, slide_id) for name in TABLES)):
+        path.unlink(missing_ok=True)
+
+
+def _keep_superseded(layout: Layout, slide_id: str, count_id: str | None) -> None:
+    """Copy to the history what is whole of a slide's count, unless `count_id`, the new one's, is its own too."""
+    slides = layout.table("slides", slide_id)
     digests = _digests(slides)
-    if digests is None or digests["count_id"] == row.count_id:
+    if digests is None or digests["count_id"] == count_id:
         return
     place = layout.history(str(digests["count_id"]))
-    copies = {place.table("slides", row.slide_id): slides.read_bytes()}
+    copies = {place.table("slides", slide_id): slides.read_bytes()}
     for name in _OTHERS:
-        content = _content(layout.table(name, row.slide_id))
+        content = _content(layout.table(name, slide_id))
         if content is not None and digests[f"{name}_digest"] in (None, _digest(content)):
-            copies[place.table(name, row.slide_id)] = content
+            copies[place.table(name, slide_id)] = content
     with atomic.staged(copies, durable=True):
         pass
 
@@ -92,6 +115,23 @@ def committed_count_id(out: UPath, slide_id: str) -> str | None:
         if content is None or _digest(content) != digests[f"{name}_digest"]:
             return None
     return digests["count_id"]
+
+
+def read_source(out: UPath, slide_id: str) -> str | None:
+    """The address of a slide's folder as its row has it; None where there is no row, a broken one, or one without.
+
+    Raises OSError where OUT cannot be read.
+    """
+    try:
+        content = Layout(out).table("slides", slide_id).read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        (row,) = _parsed(content, ["source"]).to_pylist()
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+    source: str | None = row.get("source")
+    return source
 
 
 def read_count(out: UPath, slide_id: str) -> StandingCount:
