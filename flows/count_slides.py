@@ -1,7 +1,7 @@
 """The count-slides flow: from a folder of slides to their tables, and a report of what became of each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from prefect import flow, get_run_logger, runtime
@@ -17,15 +17,17 @@ from flows.schedule import MOST_SLIDES, count_all
 from flows.slide_table import markdown_text, slide_line
 from flows.stages import STAGES, Run
 from wbc import __version__
+from wbc.counting.addresses import settle_addresses
 from wbc.counting.annotate import Cells, is_drawn
 from wbc.counting.parameters import CountParameters
+from wbc.counting.remarks import Remarks, remarks_on
 from wbc.counting.slide import CountSettings, Job, SlideOutcome, is_counted, unchanged
 from wbc.models import registry
 from wbc.models.cards import Task
 from wbc.models.registry import ModelRef
 from wbc.storage.layout import Layout
 from wbc.storage.lock import Hold, holding
-from wbc.storage.slides import discover
+from wbc.storage.slides import survey
 from wbc.taxonomy import Taxonomy, check_classes, load_taxonomy
 from wbc.types import Slide
 
@@ -36,9 +38,10 @@ TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=STAGES * MOST_SLIDES)
 
 @dataclass(frozen=True)
 class CountReport:
-    """What became of every slide, in the order of their ids."""
+    """What became of every slide, in the order of their ids, and what else there is to say."""
 
     outcomes: tuple[SlideOutcome, ...]
+    remarks: Remarks = field(default_factory=Remarks)
 
     @property
     def failed(self) -> tuple[SlideOutcome, ...]:
@@ -57,21 +60,24 @@ def count_slides(parameters: CountParameters) -> CountReport:
 
     A slide that fails, or a field of it, never costs the others: it is in the report with its reason. Raises
     ValueError or OSError where the run as a whole cannot be: no such folder, model, taxonomy, cluster; OUT not
-    writable, among the slides, or written by another run. Raises NothingCounted where every slide of a deployment's
+    writable, among the slides, or written by another run; no picture; a slide that OUT knows by another address, unless
+    it is to `rename` it. Raises NothingCounted where every slide of a deployment's
     run failed.
     """
     slides, job = UPath(parameters.slides), _job(parameters)
     drawing = None if parameters.annotate == "none" else parameters.annotate
     wanted, layout = _cluster(parameters), Layout(job.out)
     layout.check_apart(slides)
-    found = [replace(slide, um_per_px=parameters.um_per_px) for slide in discover(slides)]
+    surveyed = survey(slides)
+    found = [replace(slide, um_per_px=parameters.um_per_px) for slide in surveyed.slides]
     with holding(job.out, job.run_id) as hold:
         layout.check_writable()
         layout.sweep()
+        renamed = settle_addresses(found, job, rename=parameters.rename)
         outcomes = _outcomes(found, job, wanted, drawing, hold)
         hold.check()
         layout.sweep()
-    report = CountReport(tuple(outcomes[slide.slide_id] for slide in found))
+    report = CountReport(tuple(outcomes[slide.slide_id] for slide in found), remarks_on(surveyed, job.out, renamed))
     _publish(report, found, job)
     return _ending(report)
 
@@ -163,5 +169,11 @@ def _publish(report: CountReport, slides: Sequence[Slide], job: Job) -> None:
     n_cells = sum(o.n_cells for o in report.outcomes)
     total = f"{len(report.outcomes)} slides, {n_cells} cells; {len(failed)} slides failed, {n_bad_fields} fields failed"
     lines = [slide_line(o, s, job.out, job.taxonomy) for o, s in zip(report.outcomes, slides, strict=True)]
-    create_table_artifact(lines, key="count-slides", description=f"{total}. Tables in {markdown_text(str(job.out))}.")
+    warnings, notes = report.remarks.warnings(), report.remarks.notes()
+    told = [f"{total}. Tables in {markdown_text(str(job.out))}.", *map(markdown_text, [*warnings, *notes])]
+    create_table_artifact(lines, key="count-slides", description="\n\n".join(told))
     (get_run_logger().warning if report.failed else get_run_logger().info)(total)
+    for line in warnings:
+        get_run_logger().warning(line)
+    for line in notes:
+        get_run_logger().info(line)

@@ -26,6 +26,7 @@ from wbc.counting import worker
 from wbc.counting.slide import SlideOutcome
 from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
+from wbc.storage.counts import change_source
 from wbc.storage.lock import OutInUse, holding
 
 pytestmark = pytest.mark.dask
@@ -73,12 +74,17 @@ def statuses(report: CountReport) -> dict[str, str]:
     return {outcome.slide_id: outcome.status for outcome in report.outcomes}
 
 
-def newest_artifact() -> list[dict[str, Any]]:
+def newest_page() -> Any:
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
         (artifact,) = client.read_latest_artifacts(limit=1)
     assert artifact.key == "count-slides"
+    return artifact
+
+
+def newest_artifact() -> list[dict[str, Any]]:
+    artifact = newest_page()
     rows: list[dict[str, Any]] = json.loads(str(artifact.data))
     return rows
 
@@ -130,6 +136,33 @@ def test_second_run_opens_no_field_and_starts_no_cluster(
     assert [o.failed_fields for o in second.outcomes] == [o.failed_fields for o in first.outcomes]
     assert [o.status for o in notes.done] == ["failed", "unchanged", "unchanged"]
     assert [row["status"] for row in newest_artifact()] == ["failed", "unchanged", "unchanged"]
+
+
+def test_what_is_not_counted_or_not_there_is_on_the_runs_page(
+    slides: UPath, tmp_path: Path, run_flow: RunFlow, commit_slide: Callable[..., None]
+) -> None:
+    out = UPath(tmp_path / "out")
+    commit_slide(out, "gone", ["rbc"])
+    change_source(out, "gone", str(slides / "gone"))
+    (slides / "long" / "f_009.webp").write_text("a picture")
+    report = run_flow(slides, out)
+    assert [(p.path, p.kind) for p in report.remarks.passed_over] == [("long/f_009.webp", "unread_picture")]
+    assert [g.slide_id for g in report.remarks.gone] == ["gone"]
+    _, gone, shared, passed_over = str(newest_page().description).split("\n\n")
+    assert gone.startswith(r"in OUT\, but not there any more\: gone \(")
+    assert shared == "2 pictures counted in long and again in mixed"
+    assert passed_over == r"passed over\: 1 picture of a kind that is not read\: long\/f\_009\.webp"
+
+
+def test_a_slide_of_another_folder_stops_the_flow_before_a_cluster_starts(
+    slides: UPath, tmp_path: Path, run_flow: RunFlow, monkeypatch: pytest.MonkeyPatch, commit_slide: Callable[..., None]
+) -> None:
+    out = UPath(tmp_path / "out")
+    commit_slide(out, "long", ["rbc"])
+    change_source(out, "long", "/other/long")
+    monkeypatch.setattr(flow_module, "open_cluster", None)
+    with pytest.raises(ValueError, match=f"'long' was '/other/long' and is '{slides}/long' now"):
+        run_flow(slides, out)
 
 
 def test_only_what_changed_is_counted_again(slides: UPath, tmp_path: Path, run_flow: RunFlow) -> None:

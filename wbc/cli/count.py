@@ -39,7 +39,7 @@ def count(
             report = _run_count(asked, verbose)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    print_count(report.outcomes, asked.out, as_json)
+    print_count(report, asked.out, as_json)
 
 
 def _prepare_prefect(verbose: bool) -> None:

@@ -9,6 +9,7 @@ from wbc.cli import config, models, train
 from wbc.cli.about import doctor, version
 from wbc.cli.count import count
 from wbc.cli.options import CountCommand
+from wbc.cli.prune import prune
 from wbc.cli.show import show
 from wbc.cli.synth import synth
 
@@ -33,6 +34,7 @@ def _wbc(
 
 app.command(cls=CountCommand)(count)
 app.command()(show)
+app.command()(prune)
 app.command()(synth)
 app.command()(version)
 app.command()(doctor)

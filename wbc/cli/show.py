@@ -1,12 +1,13 @@
 """`wbc show`: what was counted, printed again."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from wbc.cli.options import AsJson
-from wbc.cli.terminal import print_json, print_missing, print_tables, usage_errors
+from wbc.cli.terminal import print_json, print_missing, print_remarks, print_tables, usage_errors
 
 MOST_NAMED = 10
 
@@ -16,11 +17,13 @@ def show(
     slide: Annotated[str | None, typer.Argument(help="The slide_id of one slide; default: all.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the differentials in OUT again."""
+    """Print the differentials in OUT again, and name slides that are not there any more."""
     with usage_errors():
         from upath import UPath
 
+        from wbc.counting.remarks import gone_lines
         from wbc.counting.report import read_reports, report_json
+        from wbc.storage.gone import gone_slides
         from wbc.storage.layout import Layout
 
         counted = Layout(UPath(out)).slide_ids()
@@ -28,11 +31,14 @@ def show(
             raise ValueError(f"{out}: no slide was counted here")
         if slide is not None and slide not in counted:
             raise ValueError(f"{out}: no count of slide {slide!r}; there are {_first(counted)}")
-        reports, broken = read_reports(UPath(out), [slide] if slide else counted)
+        shown = [slide] if slide else counted
+        reports, broken = read_reports(UPath(out), shown)
+        gone = [g for g in gone_slides(UPath(out), set(counted) - set(shown)) if g.source is not None]
     if as_json:
-        print_json(out, [report_json(report) for report in reports.values()])
+        print_json(out, [report_json(report) for report in reports.values()], gone=[asdict(g) for g in gone])
     else:
         print_tables(list(reports.values()))
+    print_remarks(gone_lines(gone))
     print_missing(f"{slide_id}: {reason}" for slide_id, reason in broken.items())
 
 

@@ -16,8 +16,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from flows.count_slides import CountReport
     from wbc.counting.report import SlideReport
-    from wbc.counting.slide import SlideOutcome
 
 # Exit statuses beside 0.
 WRONG_USAGE, NOT_ALL_COUNTED, INTERRUPTED = 2, 3, 130
@@ -91,18 +91,23 @@ def warnings_on(console: "Console") -> Iterator[None]:
         logger.propagate = True
 
 
-def print_count(outcomes: "Sequence[SlideOutcome]", out: str, as_json: bool) -> None:
-    """What a count into `out` found, on stdout; what failed, a line each, on stderr, and exit status 3 where it did."""
+def print_count(report: "CountReport", out: str, as_json: bool) -> None:
+    """What a count into `out` found, on stdout; remarks and what failed, a line each, on stderr.
+
+    Exit status 3 where something failed.
+    """
     from upath import UPath
 
     from wbc.cli.tables import failures
     from wbc.counting.report import outcome_json, read_reports
 
+    outcomes, remarks = report.outcomes, report.remarks
     reports, broken = read_reports(UPath(out), [o.slide_id for o in outcomes if o.status != "failed"])
     if as_json:
-        print_json(out, [outcome_json(o, reports.get(o.slide_id)) for o in outcomes])
+        print_json(out, [outcome_json(o, reports.get(o.slide_id)) for o in outcomes], **remarks.as_json())
     else:
         print_tables(list(reports.values()))
+    print_remarks(remarks.warnings(), remarks.notes())
     unreadable = [f"{slide_id}: {reason}" for slide_id, reason in broken.items()]
     print_missing([line for outcome in outcomes for line in failures(outcome)] + unreadable)
 
@@ -116,9 +121,17 @@ def print_missing(lines: Iterable[str]) -> None:
         raise typer.Exit(NOT_ALL_COUNTED)
 
 
-def print_json(out: str, slides: Sequence[dict[str, Any]]) -> None:
-    """The slides in `out` as one JSON object."""
-    typer.echo(json.dumps({"out": out, "slides": slides}, indent=1, ensure_ascii=False, allow_nan=False))
+def print_remarks(warnings: Iterable[str], notes: Iterable[str] = ()) -> None:
+    """What a person should know beside the counts, a line each, on stderr; warnings last, where they are seen."""
+    for line in notes:
+        typer.secho(line, dim=True, err=True)
+    for line in warnings:
+        typer.secho(f"warning: {line}", fg="yellow", err=True)
+
+
+def print_json(out: str, slides: Sequence[dict[str, Any]], **remarks: Any) -> None:
+    """The slides in `out`, and what is to be remarked on, as one JSON object."""
+    typer.echo(json.dumps({"out": out, "slides": slides} | remarks, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def print_tables(reports: "Sequence[SlideReport]") -> None:

@@ -75,6 +75,9 @@ class CountParameters:
     verify: Annotated[
         bool, Field(description="Read every field to see whether it has changed; do not trust its size and time.")
     ] = False
+    rename: Annotated[
+        bool, Field(description="Slides in OUT that have another address or slide_id now were moved: go on with them.")
+    ] = False
     keep_pixels: Annotated[bool, Field(description="Keep the fields' pixels as Zarr in OUT/pixels.")] = False
     annotate: Annotated[
         Drawing,
