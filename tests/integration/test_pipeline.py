@@ -18,8 +18,8 @@ import zarr
 from PIL import Image
 from upath import UPath
 
-from wbc.cells.detect import TileSettings
 from wbc.cells.scale import WHOLE_RED_CELL_UM
+from wbc.cells.tiles import TileSettings
 from wbc.counting import worker
 from wbc.counting.slide import CountSettings, Job, SlideOutcome, WorkSettings, count_slide, is_counted, unchanged
 from wbc.models import builders, registry
