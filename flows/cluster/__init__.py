@@ -5,7 +5,7 @@ The only place that knows Dask.
 
 from flows.cluster.connect import Cluster, open_cluster
 from flows.cluster.errors import ClusterError, reason, worth_retrying
-from flows.cluster.settings import ClusterSettings, read_settings
+from flows.cluster.settings import ClusterSettings, read_settings, settings_of
 
 __all__ = [
     "Cluster",
@@ -14,5 +14,6 @@ __all__ = [
     "open_cluster",
     "read_settings",
     "reason",
+    "settings_of",
     "worth_retrying",
 ]

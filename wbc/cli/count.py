@@ -1,6 +1,7 @@
 """`wbc count`: the count-slides flow, run in this process."""
 
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,10 @@ from wbc.cli.terminal import INTERRUPTED, print_count, stopping_soon, usage_erro
 from wbc.counting.parameters import CountParameters
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from flows.count_slides import CountReport
+    from wbc.counting.handover import SlideOutcome
 
 
 @with_count_options
@@ -34,12 +38,42 @@ def count(
     try:
         with usage_errors(), stopping_soon():
             asked = parameters(settings(given_options(context), os.environ, config))
-            _prepare_prefect(verbose)
-            _check_early(asked)
-            report = _run_count(asked, verbose)
+            outcomes = _count(asked, verbose)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    print_count(report.outcomes, asked.out, as_json)
+    print_count(outcomes, asked.out, as_json)
+
+
+def _count(asked: CountParameters, verbose: bool) -> "Sequence[SlideOutcome]":
+    """What becomes of every slide: known from the tables where they all stand already, else by running the flow."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with warnings_on(console):
+        standing = _standing(asked, console)
+    if standing is not None:
+        return standing
+    _prepare_prefect(verbose)
+    with nullcontext() if verbose else warnings_on(console):
+        return _run_flow(asked, console, verbose)
+
+
+def _standing(asked: CountParameters, console: "Console") -> "Sequence[SlideOutcome] | None":
+    """The outcomes of all slides where none needs anything, found and told without what takes long to import."""
+    from flows.cluster import settings_of
+    from wbc.cli.progress import LogLines
+    from wbc.counting.standing import request_of, standing_outcomes, writing
+
+    settings_of(asked)
+    request = request_of(asked)
+    with writing(request.job):
+        outcomes = standing_outcomes(request)
+    if outcomes is not None:
+        lines = LogLines(console)
+        lines.slides_found(len(request.slides), sum(len(slide.field_paths) for slide in request.slides))
+        for outcome in outcomes:
+            lines.slide_done(outcome)
+    return outcomes
 
 
 def _prepare_prefect(verbose: bool) -> None:
@@ -51,25 +85,7 @@ def _prepare_prefect(verbose: bool) -> None:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 
-def _check_early(asked: CountParameters) -> None:
-    """Raises ValueError for the likeliest slips, before a count's libraries are loaded, which takes long."""
-    from upath import UPath
-
-    from wbc.storage.layout import Layout
-    from wbc.storage.lock import check_free
-    from wbc.taxonomy import load_taxonomy
-
-    if not UPath(asked.slides).is_dir():
-        raise ValueError(f"no such folder of slides: {asked.slides}")
-    Layout(UPath(asked.out)).check_apart(UPath(asked.slides))
-    check_free(UPath(asked.out))
-    load_taxonomy(asked.taxonomy)
-
-
-def _run_count(asked: CountParameters, verbose: bool) -> "CountReport":
-    from rich.console import Console
-
-    console = Console(stderr=True)
+def _run_flow(asked: CountParameters, console: "Console", verbose: bool) -> "Sequence[SlideOutcome]":
     with console.status("loading") if console.is_terminal else nullcontext():
         from flows.count_slides import count_slides
         from flows.listening import listening
@@ -77,13 +93,7 @@ def _run_count(asked: CountParameters, verbose: bool) -> "CountReport":
         from wbc.cli.progress import LogLines, ProgressBar
 
         start_private_server()
-    if verbose:
-        with listening(LogLines(console)):
-            report: CountReport = count_slides(**asdict(asked))
-    elif console.is_terminal:
-        with warnings_on(console), ProgressBar(console) as bar, listening(bar):
-            report = count_slides(**asdict(asked))
-    else:
-        with warnings_on(console), listening(LogLines(console)):
-            report = count_slides(**asdict(asked))
-    return report
+    is_bar = console.is_terminal and not verbose
+    with ProgressBar(console) if is_bar else nullcontext(LogLines(console)) as listener, listening(listener):
+        report: CountReport = count_slides(**asdict(asked))
+    return report.outcomes

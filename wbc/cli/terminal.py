@@ -16,8 +16,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from wbc.counting.handover import SlideOutcome
     from wbc.counting.report import SlideReport
-    from wbc.counting.slide import SlideOutcome
 
 # Exit statuses beside 0.
 WRONG_USAGE, NOT_ALL_COUNTED, INTERRUPTED = 2, 3, 130
