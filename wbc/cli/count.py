@@ -51,10 +51,9 @@ def _count(asked: CountParameters, verbose: bool) -> "Sequence[SlideOutcome]":
     console = Console(stderr=True)
     with warnings_on(console):
         standing = _standing(asked, console)
-    if standing is not None:
-        return standing
-    _prepare_prefect(verbose)
-    with nullcontext() if verbose else warnings_on(console):
+        if standing is not None:
+            return standing
+        _prepare_prefect(verbose)
         return _run_flow(asked, console, verbose)
 
 
