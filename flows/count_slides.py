@@ -90,8 +90,7 @@ def _outcomes(request: Request, wanted: ClusterSettings, hold: Hold) -> dict[str
     get_run_logger().info("%d slides, %d counted already", len(slides), len(outcomes))
 
     if waiting:
-        models = [model for model in (job.detector, job.classifier) if model is not None]
-        with open_cluster(wanted, job.device, models) as cluster:
+        with open_cluster(wanted, job.device, request.models) as cluster:
             run = Run(replace(job, device=cluster.device), cluster, request.drawing, listener)
             for outcome in count_all(waiting, run):
                 outcomes[outcome.slide_id] = outcome

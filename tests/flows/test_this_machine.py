@@ -65,7 +65,7 @@ def test_this_machines_cluster_shares_the_cores_and_is_gone_after_an_error(
 def test_device_names_gpus(
     device: str, environment: str | None, gpus: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(this_machine, "gpu_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if environment:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", environment)
@@ -74,6 +74,6 @@ def test_device_names_gpus(
 
 @pytest.mark.parametrize("device", ["cuda:2", "cuda:x", "tpu"])
 def test_device_that_is_not_there_is_named(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(this_machine, "gpu_count", lambda: 2)
     with pytest.raises(ClusterError, match=device):
         this_machine.visible_gpus(device)

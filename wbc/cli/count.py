@@ -1,8 +1,8 @@
 """`wbc count`: the count-slides flow, run in this process."""
 
 import os
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,27 +51,25 @@ def _count(asked: CountParameters, verbose: bool) -> "Sequence[SlideOutcome]":
     console = Console(stderr=True)
     with warnings_on(console):
         standing = _standing(asked, console)
-        if standing is not None:
-            return standing
-        _prepare_prefect(verbose)
-        return _run_flow(asked, console, verbose)
+        return standing if standing is not None else _run_flow(asked, console, verbose)
 
 
 def _standing(asked: CountParameters, console: "Console") -> "Sequence[SlideOutcome] | None":
     """The outcomes of all slides where none needs anything, found and told without what takes long to import."""
-    from flows.cluster import settings_of
+    from flows.cluster import prepare, settings_of
     from wbc.cli.progress import LogLines
     from wbc.counting.standing import request_of, standing_outcomes, writing
 
-    settings_of(asked)
-    request = request_of(asked)
+    cluster, request = settings_of(asked), request_of(asked)
     with writing(request.job):
         outcomes = standing_outcomes(request)
-    if outcomes is not None:
-        lines = LogLines(console)
-        lines.slides_found(len(request.slides), sum(len(slide.field_paths) for slide in request.slides))
-        for outcome in outcomes:
-            lines.slide_done(outcome)
+    if outcomes is None:
+        prepare(cluster, request.models)
+        return None
+    lines = LogLines(console)
+    lines.slides_found(len(request.slides), sum(len(slide.field_paths) for slide in request.slides))
+    for outcome in outcomes:
+        lines.slide_done(outcome)
     return outcomes
 
 
@@ -85,14 +83,22 @@ def _prepare_prefect(verbose: bool) -> None:
 
 
 def _run_flow(asked: CountParameters, console: "Console", verbose: bool) -> "Sequence[SlideOutcome]":
-    with console.status("loading") if console.is_terminal else nullcontext():
-        from flows.count_slides import count_slides
-        from flows.listening import listening
-        from flows.private_server import start_private_server
-        from wbc.cli.progress import LogLines, ProgressBar
+    _prepare_prefect(verbose)
+    from flows.listening import listening
+    from flows.private_server import private_server
+    from wbc.cli.progress import LogLines, ProgressBar
 
-        start_private_server()
-    is_bar = console.is_terminal and not verbose
-    with ProgressBar(console) if is_bar else nullcontext(LogLines(console)) as listener, listening(listener):
+    with ExitStack() as stack:
+        with console.status("loading") if console.is_terminal else nullcontext():
+            count_slides = stack.enter_context(private_server(meanwhile=_load_flow))
+        is_bar = console.is_terminal and not verbose
+        listener = stack.enter_context(ProgressBar(console)) if is_bar else LogLines(console)
+        stack.enter_context(listening(listener))
         report: CountReport = count_slides(**asdict(asked))
     return report.outcomes
+
+
+def _load_flow() -> Callable[..., Any]:
+    from flows.count_slides import count_slides
+
+    return count_slides

@@ -36,6 +36,11 @@ class Request:
     job: Job
     drawing: Cells | None
 
+    @property
+    def models(self) -> tuple[ModelRef, ...]:
+        """The models that count."""
+        return tuple(model for model in (self.job.detector, self.job.classifier) if model is not None)
+
 
 def request_of(parameters: CountParameters) -> Request:
     """What the parameters mean now; opens no field.
