@@ -22,7 +22,7 @@ from flows.signals import out_of_reach
 
 T = TypeVar("T")
 
-POLL_SECONDS, LEAVE_SECONDS = 0.05, 3.0
+POLL_SECONDS, LEAVE_SECONDS = 0.05, 1.0
 PORT_TAKEN = 3  # uvicorn's exit status where it cannot listen
 # As Prefect tells its own private servers: no page, and no services that only a lasting server needs.
 PRIVATE = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
