@@ -59,6 +59,7 @@ def flow_runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return []
 
     monkeypatch.setattr(count_module, "_run_flow", run)
+    monkeypatch.setattr("flows.cluster.prepare", lambda *_: None)
     return runs
 
 
@@ -184,6 +185,7 @@ def test_a_warning_is_told_once_whether_the_flow_runs_or_not(
         return []
 
     monkeypatch.setattr(count_module, "_run_flow", warn)
+    monkeypatch.setattr("flows.cluster.prepare", lambda *_: None)
     (slides / "again").symlink_to(slides / "s1", target_is_directory=True)
     for more in ([], ["--force"]):
         told = run(words, *more)
