@@ -24,12 +24,12 @@ from wbc.storage.counts import read_slide_row
 from wbc.storage.layout import Layout
 
 NOTHING_SECONDS, SHOW_SECONDS, BEYOND_SECONDS = 3.0, 1.5, 12.0
-SAMPLE_SECONDS = 0.05
+SAMPLE_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a command took: seconds on the clock, and CPU-seconds of all its processes (sampled)."""
+    """What a command took: seconds on the clock, and CPU-seconds of all its processes."""
 
     wall: float
     cpu: float
@@ -40,16 +40,19 @@ def run(words: Sequence[str], home: Path) -> Cost:
     environment = os.environ | {"PREFECT_HOME": str(home)}
     command = [str(Path(sys.executable).with_name("wbc")), *words]
     used: dict[int, float] = {}
-    began = time.monotonic()
+    began, ended = time.monotonic(), 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment) as process:
-        while process.poll() is None:
+        while not ended:
             _sample(process.pid, used)
             time.sleep(SAMPLE_SECONDS)
+            ended, status, usage = os.wait4(process.pid, os.WNOHANG)
         wall = time.monotonic() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
         told = process.stderr.read() if process.stderr else b""
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command, stderr=told)
-    return Cost(wall, sum(used.values()))
+    # Samples miss the last moments; what the system tells misses processes that the command does not wait for.
+    return Cost(wall, max(sum(used.values()), usage.ru_utime + usage.ru_stime))
 
 
 def _sample(pid: int, used: dict[int, float]) -> None:
