@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from benchmarks.common import Claim, Report, Row, labelled_slide, parser, pixels_of, score, show
-from wbc.cells.detect import TileSettings, detect
+from wbc.cells.detect import detect
+from wbc.cells.tiles import TileSettings
 from wbc.datasets.labels import LabelledPicture
 from wbc.models import registry
 from wbc.models.registry import LoadedModel

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import Claim, Report, Row, labelled_slide, parser, pixels_of, score, show
-from wbc.cells.detect import TileSettings, detect
+from wbc.cells.detect import detect
+from wbc.cells.tiles import TileSettings
 from wbc.counting.slide import CountSettings
 from wbc.models import registry
 from wbc.models.registry import LoadedModel

@@ -1,16 +1,14 @@
 """The count-slides flow: from a folder of slides to their tables, and a report of what became of each."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, cast
 
 from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_table_artifact
 from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
-from upath import UPath
 
-from flows.cluster import ClusterSettings, open_cluster, read_settings
+from flows.cluster import ClusterSettings, open_cluster, settings_of
 from flows.listening import Listener, current_listener, listening
 from flows.parameters import from_parameters
 from flows.schedule import MOST_SLIDES, count_all
@@ -18,35 +16,15 @@ from flows.slide_table import markdown_text, slide_line
 from flows.stages import STAGES, Run
 from wbc import __version__
 from wbc.counting.addresses import settle_addresses
-from wbc.counting.annotate import Cells, is_drawn
+from wbc.counting.handover import SlideOutcome
 from wbc.counting.parameters import CountParameters
-from wbc.counting.remarks import Remarks, remarks_on
-from wbc.counting.slide import CountSettings, Job, SlideOutcome, is_counted, unchanged
-from wbc.models import registry
-from wbc.models.cards import Task
-from wbc.models.registry import ModelRef
-from wbc.storage.layout import Layout
-from wbc.storage.lock import Hold, holding
-from wbc.storage.slides import survey
-from wbc.taxonomy import Taxonomy, check_classes, load_taxonomy
-from wbc.types import Slide
+from wbc.counting.remarks import CountReport, remarks_on
+from wbc.counting.standing import Request, request_of, standing_outcome, writing
+from wbc.storage.lock import Hold
 
 __all__ = ["CountReport", "Listener", "NothingCounted", "count_slides", "listening"]
 
 TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=STAGES * MOST_SLIDES)
-
-
-@dataclass(frozen=True)
-class CountReport:
-    """What became of every slide, in the order of their ids, and what else there is to say."""
-
-    outcomes: tuple[SlideOutcome, ...]
-    remarks: Remarks = field(default_factory=Remarks)
-
-    @property
-    def failed(self) -> tuple[SlideOutcome, ...]:
-        """Those that failed, or of which something did."""
-        return tuple(o for o in self.outcomes if o.reason or o.failed_fields)
 
 
 class NothingCounted(RuntimeError):
@@ -64,21 +42,13 @@ def count_slides(parameters: CountParameters) -> CountReport:
     it is to `rename` it. Raises NothingCounted where every slide of a deployment's
     run failed.
     """
-    slides, job = UPath(parameters.slides), _job(parameters)
-    drawing = None if parameters.annotate == "none" else parameters.annotate
-    wanted, layout = _cluster(parameters), Layout(job.out)
-    layout.check_apart(slides)
-    surveyed = survey(slides)
-    found = [replace(slide, um_per_px=parameters.um_per_px) for slide in surveyed.slides]
-    with holding(job.out, job.run_id) as hold:
-        layout.check_writable()
-        layout.sweep()
-        renamed = settle_addresses(found, job, rename=parameters.rename)
-        outcomes = _outcomes(found, job, wanted, drawing, hold)
-        hold.check()
-        layout.sweep()
-    report = CountReport(tuple(outcomes[slide.slide_id] for slide in found), remarks_on(surveyed, job.out, renamed))
-    _publish(report, found, job)
+    wanted, request = settings_of(parameters), request_of(parameters)
+    with writing(request.job) as hold:
+        renamed = settle_addresses(request.slides, request.job, rename=parameters.rename)
+        outcomes = _outcomes(request, wanted, hold)
+    remarks = remarks_on(request.survey, request.job.out, renamed)
+    report = CountReport(tuple(outcomes[slide.slide_id] for slide in request.slides), remarks)
+    _publish(report, request)
     return _ending(report)
 
 
@@ -97,27 +67,24 @@ def _ending(report: CountReport) -> CountReport:
     return cast(CountReport, Completed(name="CompletedWithFailures", message=message, data=report))
 
 
-def _outcomes(
-    slides: Sequence[Slide], job: Job, wanted: ClusterSettings, drawing: Cells | None, hold: Hold
-) -> dict[str, SlideOutcome]:
+def _outcomes(request: Request, wanted: ClusterSettings, hold: Hold) -> dict[str, SlideOutcome]:
     """What becomes of every slide, by its id; those that need something are counted on a cluster."""
-    listener = current_listener()
+    listener, slides, job = current_listener(), request.slides, request.job
     listener.slides_found(len(slides), sum(len(slide.field_paths) for slide in slides))
     outcomes: dict[str, SlideOutcome] = {}
     waiting = []
     for slide in slides:
-        standing = _standing(slide, job, drawing)
-        if standing is None:
+        outcome = standing_outcome(slide, request)
+        if outcome is None:
             waiting.append(slide)
         else:
-            outcomes[slide.slide_id] = standing
-            listener.slide_done(standing)
+            outcomes[slide.slide_id] = outcome
+            listener.slide_done(outcome)
     get_run_logger().info("%d slides, %d counted already", len(slides), len(outcomes))
 
     if waiting:
-        models = [model for model in (job.detector, job.classifier) if model is not None]
-        with open_cluster(wanted, job.device, models) as cluster:
-            run = Run(replace(job, device=cluster.device), cluster, drawing, listener)
+        with open_cluster(wanted, job.device, request.models) as cluster:
+            run = Run(replace(job, device=cluster.device), cluster, request.drawing, listener)
             for outcome in count_all(waiting, run):
                 outcomes[outcome.slide_id] = outcome
                 listener.slide_done(outcome)
@@ -125,50 +92,14 @@ def _outcomes(
     return outcomes
 
 
-def _job(parameters: CountParameters) -> Job:
-    """A count with its models pinned to the weights that they mean now."""
-    taxonomy, classifier = load_taxonomy(parameters.taxonomy), parameters.classifier
-    return Job(
-        UPath(parameters.out),
-        _model(parameters.detector, "detector", taxonomy),
-        None if classifier is None else _model(classifier, "classifier", taxonomy),
-        taxonomy,
-        CountSettings(parameters.min_score),
-        force=parameters.force,
-        verify=parameters.verify,
-        keep_pixels=parameters.keep_pixels,
-        device=parameters.device,
-    )
-
-
-def _cluster(parameters: CountParameters) -> ClusterSettings:
-    settings = read_settings(parameters.settings) if parameters.settings else ClusterSettings()
-    return settings.overridden(parameters.workers, parameters.scheduler)
-
-
-def _model(reference: str, kind: Task, taxonomy: Taxonomy) -> ModelRef:
-    model, card = registry.resolve(reference, kind)
-    check_classes(taxonomy, card.classes, reference)
-    return model
-
-
-def _standing(slide: Slide, job: Job, drawing: Cells | None) -> SlideOutcome | None:
-    """The outcome of a slide that needs nothing; opens no field."""
-    try:
-        if is_counted(slide, job) and (drawing is None or is_drawn(job.out, slide, drawing)):
-            return unchanged(slide, job.out)
-    except (OSError, ValueError):  # tables that cannot be read are written again
-        pass
-    return None
-
-
-def _publish(report: CountReport, slides: Sequence[Slide], job: Job) -> None:
+def _publish(report: CountReport, request: Request) -> None:
     """The report as the flow run's table artifact, and its sum in the log."""
     failed = [o for o in report.outcomes if o.status == "failed"]
     n_bad_fields = sum(len(o.failed_fields) for o in report.outcomes)
     n_cells = sum(o.n_cells for o in report.outcomes)
     total = f"{len(report.outcomes)} slides, {n_cells} cells; {len(failed)} slides failed, {n_bad_fields} fields failed"
-    lines = [slide_line(o, s, job.out, job.taxonomy) for o, s in zip(report.outcomes, slides, strict=True)]
+    job = request.job
+    lines = [slide_line(o, s, job.out, job.taxonomy) for o, s in zip(report.outcomes, request.slides, strict=True)]
     warnings, notes = report.remarks.warnings(), report.remarks.notes()
     told = [f"{total}. Tables in {markdown_text(str(job.out))}.", *map(markdown_text, [*warnings, *notes])]
     create_table_artifact(lines, key="count-slides", description="\n\n".join(told))

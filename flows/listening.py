@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol
 
-from wbc.counting.slide import SlideOutcome
+from wbc.counting.handover import SlideOutcome
 
 
 class Listener(Protocol):

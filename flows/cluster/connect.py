@@ -39,7 +39,11 @@ def open_cluster(settings: ClusterSettings, device: str, models: Sequence[ModelR
     However the block is left, calls under way are cancelled, and a cluster that was started here is closed; one that
     ran before runs on. Raises ClusterError.
     """
-    with _quiet(), start(settings, device) as (where, device_there, security), _connect(where, security) as client:
+    with (
+        _quiet(),
+        start(settings, device, models) as (where, device_there, security),
+        _connect(where, security) as client,
+    ):
         _wait_for_worker(client, settings)
         check_workers(client, models)
         threads, resources = _capacity(client, settings)

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from flows.cluster.errors import ClusterError
 from wbc.configs import read_toml
+from wbc.counting.parameters import CountParameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +78,9 @@ def _check_import_path(path: str) -> None:
 def read_settings(path: str) -> ClusterSettings:
     """The settings in a TOML file. Raises ValueError naming the file and what is wrong in it."""
     return read_toml(path, ClusterSettings)
+
+
+def settings_of(parameters: CountParameters) -> ClusterSettings:
+    """The cluster that a count asks for: that of its settings file, with what it was told besides on top."""
+    settings = read_settings(parameters.settings) if parameters.settings else ClusterSettings()
+    return settings.overridden(parameters.workers, parameters.scheduler)

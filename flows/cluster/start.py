@@ -1,16 +1,18 @@
 """From settings to something that a Dask client can connect to: an address, or a cluster that starts and ends here."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from flows.cluster.errors import ClusterError
+from flows.cluster.fork_server import METHOD, start_fork_server
 from flows.cluster.security import certificate_in, own_certificate
 from flows.cluster.settings import ClusterSettings
 from flows.cluster.this_machine import cluster_here, visible_gpus
+from wbc.models.registry import ModelRef
 
 if TYPE_CHECKING:
     from distributed import Security
@@ -20,12 +22,21 @@ if TYPE_CHECKING:
 PATIENCE_WITH_LOST_WORKERS = {"distributed.deploy.lost-worker-timeout": "1 hour"}
 
 
+def prepare(settings: ClusterSettings, models: Sequence[ModelRef]) -> None:
+    """Begin what takes long on the way to this machine's workers, and wait for nothing."""
+    if settings.scheduler is None and settings.cluster_class is None:
+        start_fork_server(models)
+
+
 @contextmanager
-def start(settings: ClusterSettings, device: str) -> Iterator[tuple[Any, str, "Security | None"]]:
-    """What a client connects to, the device of models there, and the certificate that a scheduler's address asks for.
+def start(
+    settings: ClusterSettings, device: str, models: Sequence[ModelRef]
+) -> Iterator[tuple[Any, str, "Security | None"]]:
+    """What a client connects to, the device of `models` there, and the certificate that a scheduler's address asks for.
 
     What was started brings its own certificate along, and ends with the block.
     """
+    prepare(settings, models)
     import dask
 
     security = None if settings.security is None else certificate_in(settings.security)
@@ -33,9 +44,10 @@ def start(settings: ClusterSettings, device: str) -> Iterator[tuple[Any, str, "S
         yield settings.scheduler, device, security
         return
     # Calls to a cluster that has lost its last worker fail after this time, and are not waited for without end.
-    with dask.config.set({"distributed.scheduler.no-workers-timeout": settings.wait_seconds}):
+    with dask.config.set({"distributed.scheduler.no-workers-timeout": settings.wait_seconds} | _forking(settings)):
         if settings.cluster_class is None:
-            cluster = cluster_here(settings.workers, gpus := visible_gpus(device), security or own_certificate())
+            own = security or own_certificate()
+            cluster = cluster_here(settings.workers, gpus := visible_gpus(device), own)
             device = "cuda" if gpus else "cpu"
         else:
             cluster = _cluster_of_class(settings.cluster_class, settings.arguments, security)
@@ -44,6 +56,11 @@ def start(settings: ClusterSettings, device: str) -> Iterator[tuple[Any, str, "S
             yield cluster, device, None
             # On a busy machine workers leave slowly and are killed then, which does no harm: no need to tell.
             logging.getLogger("distributed").setLevel(logging.ERROR)
+
+
+def _forking(settings: ClusterSettings) -> dict[str, str]:
+    """How the processes of this machine's own cluster start; that of a class says so itself."""
+    return {} if settings.cluster_class else {"distributed.worker.multiprocessing-method": METHOD}
 
 
 def _runs_here(cluster: Any, settings: ClusterSettings) -> bool:

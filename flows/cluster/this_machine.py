@@ -4,11 +4,11 @@ import atexit
 import logging
 import os
 import signal
-import sys
 from collections.abc import Sequence
-from multiprocessing import resource_tracker
+from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
+from flows.cluster import fork_server
 from flows.cluster.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 WORKER_BYTES = 2 << 30
 MOST_READING_THREADS = 8
 LOOPBACK = {"host": "127.0.0.1", "protocol": "tls://", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
-SEMAPHORE_WARNING = "ignore:resource_tracker:UserWarning"
 
 
 def cluster_here(workers: int | None, gpus: Sequence[str], security: "Security") -> Any:
@@ -45,11 +44,11 @@ def _share(i: int, gpus: Sequence[str], cores: int, memory_limit: int) -> dict[s
     """What the i-th worker has of the machine, as options of Dask's worker."""
     # A GPU's worker decodes fields on its cores while the GPU computes; a CPU's gives its cores to the model.
     threads, model_threads = (min(cores, MOST_READING_THREADS), 1) if gpus else (1, cores)
-    # Threads that spin while they wait for each other take the cores from the other workers.
-    env = {"OMP_NUM_THREADS": model_threads, "MKL_NUM_THREADS": model_threads, "OMP_WAIT_POLICY": "passive"}
+    env = fork_server.ENVIRONMENT | {"OMP_NUM_THREADS": model_threads, "MKL_NUM_THREADS": model_threads}
     return {
         "nthreads": threads,
         "memory_limit": memory_limit,
+        "preload": [fork_server.__name__],
         "silence_logs": logging.CRITICAL,  # a call brings its errors back; the nanny tells the rest, here
         "resources": {"GPU": 1} if gpus else None,
         "env": env | {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)] if gpus else ""},
@@ -60,14 +59,9 @@ def _nanny(*args: Any, **options: Any) -> Any:
     """Dask's guardian of a worker process, which a terminal's Ctrl-C does not reach: the flow ends it in good order."""
     from distributed import Nanny
 
-    # This runs in the cluster's own thread, and a process inherits the signal mask of the thread that starts it. Python
-    # starts its resource tracker with the first process and lifts the mask then, so the tracker must run before. It
-    # removes the semaphores of a worker that had to be killed, which is nothing to warn of.
-    sys.warnoptions.append(SEMAPHORE_WARNING)
-    try:
-        resource_tracker.ensure_running()
-    finally:
-        sys.warnoptions.remove(SEMAPHORE_WARNING)
+    # This runs in the cluster's own thread, and a process inherits the signal mask of the thread that starts it; where
+    # it is forked, of the one that started its fork server.
+    fork_server.start_resource_tracker()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     return Nanny(*args, **options)
 
@@ -79,9 +73,7 @@ def visible_gpus(device: str) -> list[str]:
     """
     if device == "cpu":
         return []
-    import torch
-
-    n = torch.cuda.device_count()
+    n = gpu_count()
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = names.split(",")[:n] if names else [str(i) for i in range(n)]
     if device == "auto":
@@ -92,3 +84,17 @@ def visible_gpus(device: str) -> list[str]:
     if int(index or 0) >= n:
         raise ClusterError(f"device {device!r}: this machine has {n} CUDA devices")
     return [gpus[int(index)]] if index else gpus
+
+
+def gpu_count() -> int:
+    """How many GPUs torch finds: a process that has torch is asked, where there is one, as importing it takes long."""
+    if fork_server.METHOD != "forkserver":
+        return _gpu_count()
+    with get_context(fork_server.METHOD).Pool(1) as pool:
+        return pool.apply(_gpu_count)
+
+
+def _gpu_count() -> int:
+    import torch
+
+    return torch.cuda.device_count()

@@ -12,15 +12,16 @@ import psutil
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import signal, sys
-from flows.private_server import start_private_server
+from flows.private_server import private_server
 from prefect.client.orchestration import get_client
 
 signal.signal(signal.SIGINT, lambda *_: None)
-start_private_server()
-print("started", flush=True)
-sys.stdin.readline()
-with get_client(sync_client=True) as client:
-    print(client.api_healthcheck())
+with private_server(meanwhile=lambda: "started") as word:
+    print(word, flush=True)
+    sys.stdin.readline()
+    with get_client(sync_client=True) as client:
+        print(client.api_healthcheck())
+        print("prefect.server.api.server" in sys.modules)
 """
 
 
@@ -41,5 +42,5 @@ def test_server_outlives_ctrl_c_and_ends_with_its_process(
         assert any("uvicorn" in word for server in started for word in server.cmdline())
         os.killpg(process.pid, signal.SIGINT)
         out, _ = process.communicate("\n", timeout=60)
-    assert out == "None\n"
+    assert out == "None\nFalse\n"
     assert survivors(started) == []

@@ -11,6 +11,7 @@ import torch
 from distributed import get_worker
 
 from flows.cluster import ClusterError, ClusterSettings, open_cluster, this_machine
+from wbc.models import registry
 
 
 def describe_worker() -> dict[str, Any]:
@@ -23,6 +24,11 @@ def describe_worker() -> dict[str, Any]:
         "calls": worker.state.nthreads,
         "hears_ctrl_c": signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, []),
     }
+
+
+def parent_of_worker() -> dict[str, Any]:
+    parent = " ".join(psutil.Process().parent().cmdline())
+    return {"pid": os.getpid(), "parent": parent, "threads": torch.get_num_threads()}
 
 
 @pytest.mark.dask
@@ -65,7 +71,7 @@ def test_this_machines_cluster_shares_the_cores_and_is_gone_after_an_error(
 def test_device_names_gpus(
     device: str, environment: str | None, gpus: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(this_machine, "gpu_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if environment:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", environment)
@@ -74,6 +80,21 @@ def test_device_names_gpus(
 
 @pytest.mark.parametrize("device", ["cuda:2", "cuda:x", "tpu"])
 def test_device_that_is_not_there_is_named(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(this_machine, "gpu_count", lambda: 2)
     with pytest.raises(ClusterError, match=device):
         this_machine.visible_gpus(device)
+
+
+@pytest.mark.dask
+def test_workers_fork_from_a_process_that_has_the_models_libraries(dark_folder: Path) -> None:
+    """Both the first worker and the one that takes the place of a dead one."""
+    model, _ = registry.resolve(str(dark_folder), "detector")
+    with open_cluster(ClusterSettings(workers=1, wait_seconds=120), "cpu", [model]) as opened:
+        first = opened.inference.submit(parent_of_worker).result(timeout=120)
+        os.kill(first["pid"], signal.SIGKILL)
+        second = opened.inference.submit(parent_of_worker).result(timeout=120)
+    assert first["pid"] != second["pid"]
+    for worker in (first, second):
+        assert "forkserver" in worker["parent"]
+        assert worker["threads"] == len(os.sched_getaffinity(0))
+    assert not psutil.pid_exists(second["pid"])

@@ -3,13 +3,14 @@
 import json
 import sys
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import attack, common, memory, merge, overhead
+from benchmarks import attack, common, memory, merge, overhead, start_up
 
 
 def figures(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, module: Any, *options: str) -> Any:
@@ -48,6 +49,22 @@ def test_memory_compares_a_short_slide_with_a_long_one(
     assert [row["fields"] for row in rows] == [1, 3]
     assert all(row["peak MB"] >= row["idle MB"] > 0 for row in rows)
     assert report["claims"][0]["value"] == pytest.approx(rows[1]["peak MB"] / rows[0]["peak MB"])
+
+
+@pytest.mark.slow
+@pytest.mark.dask
+def test_start_up_tells_a_run_from_its_models(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    options = ("--fields", "1", "--rounds", "1", "--workers", "1", "--size", "480", "640")
+    report = figures(capsys, monkeypatch, start_up, *options)
+    (run,), without = report["tables"].values()
+    assert run["wall s"] == pytest.approx(run["models s"] + run["beyond s"])
+    assert 0 < run["models s"] < run["CPU-s"]
+    assert [row["command"] for row in without] == ["nothing to do", "show"]
+    assert all(0 < row["CPU-s"] < run["CPU-s"] for row in without)
+    assert [claim["at_most"] for claim in report["claims"]] == [3.0, 1.5, 12.0]
 
 
 def test_a_report_says_which_bars_are_met(capsys: pytest.CaptureFixture[str]) -> None:

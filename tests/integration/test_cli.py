@@ -31,7 +31,9 @@ Wbc = Callable[..., Result]
     [
         ("wbc.cli.main", ("torch", "prefect", "pandas", "numpy", "rich")),
         ("wbc.counting.report", ("torch", "prefect", "pandas")),
-        ("wbc.counting.slide", ("torchvision", "timm", "pandas")),
+        ("wbc.counting.standing", ("torch", "scipy", "zarr", "prefect", "pandas")),
+        ("wbc.counting.slide", ("torch", "pandas")),
+        ("flows.count_slides", ("torch", "distributed", "pandas", "prefect.server")),
     ],
 )
 def test_what_takes_long_to_import_waits_until_it_is_needed(module: str, spared: tuple[str, ...]) -> None:

@@ -15,7 +15,6 @@ from counted import read_tables
 from painted import make_slide
 from upath import UPath
 
-from wbc.counting import worker
 from wbc.counting.slide import Job, count_ingested, count_slide, ingest_slide, is_counted
 from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
@@ -163,7 +162,7 @@ def test_a_worker_that_fails_once_fails_the_slide_and_a_second_try_counts_it(
         raise RuntimeError("the GPU fell off the bus")
 
     ingested = ingest_slide(slide, job, threads)
-    monkeypatch.setattr(worker, "detect", broken)
+    monkeypatch.setattr("wbc.cells.detect.detect", broken)
     with pytest.raises(RuntimeError, match="fell off the bus"):
         count_ingested(ingested, job, threads)
     monkeypatch.undo()

@@ -18,8 +18,8 @@ import zarr
 from PIL import Image
 from upath import UPath
 
-from wbc.cells.detect import TileSettings
 from wbc.cells.scale import WHOLE_RED_CELL_UM
+from wbc.cells.tiles import TileSettings
 from wbc.counting import worker
 from wbc.counting.slide import CountSettings, Job, SlideOutcome, WorkSettings, count_slide, is_counted, unchanged
 from wbc.models import builders, registry
@@ -215,7 +215,7 @@ def test_a_touched_field_is_read_again_and_nothing_more(
     counted_at = row(out)["counted_at"]
     os.utime(painted_slide.path + "/f001.png", (1, 1))
     assert not is_counted(only(painted_slide), job)
-    monkeypatch.setattr(worker, "detect", None)
+    monkeypatch.setattr("wbc.cells.detect.detect", None)
     again = count_slide(only(painted_slide), job, threads)
     assert (again.status, again.n_fields, again.n_cells) == ("unchanged", first.n_fields, first.n_cells)
     assert row(out)["counted_at"] == counted_at

@@ -3,7 +3,6 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,28 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wbc.cells.geometry import balanced_size, in_core, merge, tile_grid, whole_in_tile
+from wbc.cells.tiles import BATCH_PX, TileSettings
 from wbc.models.registry import LoadedModel
 from wbc.types import Detections, Tile
 
 MERGE_IOU = 0.5
-BATCH_PX = 1_100_000
-
-
-@dataclass(frozen=True, slots=True)
-class TileSettings:
-    """How a field is looked at. `tile_px` (the largest side) and `margin_px` are pixels of the detector's scale.
-
-    A cell of up to `overlap_um` is whole in some tile; a lymphocyte or monocyte has 10 µm of its surroundings beside.
-    Tiles begin at multiples of `step_px`, the coarsest stride of a pyramid: a cell lies on the same places of the maps
-    whichever tile sees it. `tile_px` may be passed by less than a step. `origin` (y, x) shifts the grid, in the
-    detector's pixels.
-    """
-
-    tile_px: int = 1024
-    overlap_um: float = 36.0
-    margin_px: float = 4.0
-    step_px: int = 32
-    origin: tuple[int, int] = (0, 0)
 
 
 def detect(

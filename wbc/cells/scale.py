@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from wbc.cells.detect import TileSettings, rescale, run_tiles
+from wbc.cells.detect import rescale, run_tiles
 from wbc.cells.geometry import RED_CELL_UM, whole_in_tile
+from wbc.cells.tiles import TileSettings
 from wbc.models.registry import LoadedModel
 from wbc.types import Tile, is_likely_scale
 

@@ -1,7 +1,8 @@
 """`wbc count`: the count-slides flow, run in this process."""
 
 import os
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,9 @@ from wbc.cli.terminal import INTERRUPTED, print_count, stopping_soon, usage_erro
 from wbc.counting.parameters import CountParameters
 
 if TYPE_CHECKING:
-    from flows.count_slides import CountReport
+    from rich.console import Console
+
+    from wbc.counting.remarks import CountReport
 
 
 @with_count_options
@@ -34,12 +37,40 @@ def count(
     try:
         with usage_errors(), stopping_soon():
             asked = parameters(settings(given_options(context), os.environ, config))
-            _prepare_prefect(verbose)
-            _check_early(asked)
-            report = _run_count(asked, verbose)
+            report = _count(asked, verbose)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     print_count(report, asked.out, as_json)
+
+
+def _count(asked: CountParameters, verbose: bool) -> "CountReport":
+    """What becomes of every slide: known from the tables where they all stand already, else by running the flow."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with warnings_on(console):
+        standing = _standing(asked, console)
+        return standing if standing is not None else _run_flow(asked, console, verbose)
+
+
+def _standing(asked: CountParameters, console: "Console") -> "CountReport | None":
+    """The report where no slide needs anything, made and told without what takes long to import."""
+    from flows.cluster import prepare, settings_of
+    from wbc.cli.progress import LogLines
+    from wbc.counting.remarks import CountReport, remarks_on
+    from wbc.counting.standing import request_of, standing_outcomes, writing
+
+    cluster, request = settings_of(asked), request_of(asked)
+    with writing(request.job):
+        outcomes = standing_outcomes(request)
+    if outcomes is None:
+        prepare(cluster, request.models)
+        return None
+    lines = LogLines(console)
+    lines.slides_found(len(request.slides), sum(len(slide.field_paths) for slide in request.slides))
+    for outcome in outcomes:
+        lines.slide_done(outcome)
+    return CountReport(outcomes, remarks_on(request.survey, request.job.out))
 
 
 def _prepare_prefect(verbose: bool) -> None:
@@ -51,39 +82,23 @@ def _prepare_prefect(verbose: bool) -> None:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 
-def _check_early(asked: CountParameters) -> None:
-    """Raises ValueError for the likeliest slips, before a count's libraries are loaded, which takes long."""
-    from upath import UPath
+def _run_flow(asked: CountParameters, console: "Console", verbose: bool) -> "CountReport":
+    _prepare_prefect(verbose)
+    from flows.listening import listening
+    from flows.private_server import private_server
+    from wbc.cli.progress import LogLines, ProgressBar
 
-    from wbc.storage.layout import Layout
-    from wbc.storage.lock import check_free
-    from wbc.taxonomy import load_taxonomy
-
-    if not UPath(asked.slides).is_dir():
-        raise ValueError(f"no such folder of slides: {asked.slides}")
-    Layout(UPath(asked.out)).check_apart(UPath(asked.slides))
-    check_free(UPath(asked.out))
-    load_taxonomy(asked.taxonomy)
-
-
-def _run_count(asked: CountParameters, verbose: bool) -> "CountReport":
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with console.status("loading") if console.is_terminal else nullcontext():
-        from flows.count_slides import count_slides
-        from flows.listening import listening
-        from flows.private_server import start_private_server
-        from wbc.cli.progress import LogLines, ProgressBar
-
-        start_private_server()
-    if verbose:
-        with listening(LogLines(console)):
-            report: CountReport = count_slides(**asdict(asked))
-    elif console.is_terminal:
-        with warnings_on(console), ProgressBar(console) as bar, listening(bar):
-            report = count_slides(**asdict(asked))
-    else:
-        with warnings_on(console), listening(LogLines(console)):
-            report = count_slides(**asdict(asked))
+    with ExitStack() as stack:
+        with console.status("loading") if console.is_terminal else nullcontext():
+            count_slides = stack.enter_context(private_server(meanwhile=_load_flow))
+        is_bar = console.is_terminal and not verbose
+        listener = stack.enter_context(ProgressBar(console)) if is_bar else LogLines(console)
+        stack.enter_context(listening(listener))
+        report: CountReport = count_slides(**asdict(asked))
     return report
+
+
+def _load_flow() -> Callable[..., Any]:
+    from flows.count_slides import count_slides
+
+    return count_slides

@@ -13,7 +13,7 @@ from wbc.cli.tables import counted
 from wbc.counting.report import printable
 
 if TYPE_CHECKING:
-    from wbc.counting.slide import SlideOutcome
+    from wbc.counting.handover import SlideOutcome
 
 
 class LogLines:

@@ -15,7 +15,7 @@ from wbc.taxonomy import Taxonomy
 from wbc.types import DifferentialRow
 
 if TYPE_CHECKING:
-    from wbc.counting.slide import SlideOutcome
+    from wbc.counting.handover import SlideOutcome
 
 Line = tuple[str, str, str, str]  # cell type, count, percent, limits
 

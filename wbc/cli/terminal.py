@@ -16,7 +16,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from flows.count_slides import CountReport
+    from wbc.counting.remarks import CountReport
     from wbc.counting.report import SlideReport
 
 # Exit statuses beside 0.
@@ -74,13 +74,20 @@ def _end_now() -> None:
 
 @contextmanager
 def warnings_on(console: "Console") -> Iterator[None]:
-    """Within, what wbc warns of is a line on the console: Prefect's handler, which is silenced, would have shown it."""
+    """Within, what wbc warns of is a line on the console, once: Prefect's handler, where it is not silenced, is spared.
+
+    A count that finds something to do looks at the slides twice, and would warn twice.
+    """
     from rich.text import Text
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            console.print(Text(f"{record.levelname.lower()}: {record.getMessage()}", style="yellow"), soft_wrap=True)
+            line = f"{record.levelname.lower()}: {record.getMessage()}"
+            if line not in told:
+                told.add(line)
+                console.print(Text(line, style="yellow"), soft_wrap=True)
 
+    told: set[str] = set()
     logger, lines = logging.getLogger("wbc"), Lines(logging.WARNING)
     logger.addHandler(lines)
     logger.propagate = False

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from upath import UPath
 
 from wbc.counting.job import Job
-from wbc.counting.slide import stands
+from wbc.counting.standing import stands_unopened
 from wbc.storage.counts import change_source, read_source, retire
 from wbc.storage.layout import Layout
 from wbc.types import Slide
@@ -33,7 +33,7 @@ def settle_addresses(slides: Iterable[Slide], job: Job, *, rename: bool) -> tupl
     for own_id in named_anew.keys() - found.keys():
         retire(job.out, own_id)
     for slide in found.values():
-        if slide.slide_id in known and known[slide.slide_id] != slide.source and stands(slide, job):
+        if slide.slide_id in known and known[slide.slide_id] != slide.source and stands_unopened(slide, job):
             change_source(job.out, slide.slide_id, slide.source)
     return tuple(lines)
 

@@ -1,16 +1,18 @@
 """What one step of a count hands to the next, from the fields of a slide to what became of it."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from upath import UPath
 
-from wbc.storage.pixels import StoredPixels
 from wbc.storage.stamps import FieldStamp
 from wbc.storage.tables import DuplicateField, FailedField
 from wbc.types import FieldKey, Precision, ScaleFrom, Slide
+
+if TYPE_CHECKING:
+    from wbc.storage.pixels import StoredPixels
 
 Alike = tuple[int, int, str]  # height and width in px, camera
 SlideStatus = Literal["counted", "unchanged", "failed"]
@@ -26,7 +28,7 @@ class IngestedField:
     path: UPath
     stamp: FieldStamp
     sha256: str = ""
-    pixels: StoredPixels | None = None
+    pixels: "StoredPixels | None" = None
     um_per_px: float | None = None
     camera: str = ""
     failure: str | None = None
@@ -48,7 +50,7 @@ class ReadyField:
     key: FieldKey
     path: UPath
     sha256: str
-    pixels: StoredPixels
+    pixels: "StoredPixels"
     um_per_px: float | None
 
 

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from upath import UPath
 
-from wbc.cells.detect import BATCH_PX, TileSettings
+from wbc.cells.tiles import BATCH_PX, TileSettings
 from wbc.models.registry import ModelRef
 from wbc.storage.layout import Layout
 from wbc.taxonomy import Taxonomy

@@ -1,11 +1,12 @@
-"""What a person should know of slides and OUT beside the counts: what was passed over, has gone, is there twice."""
+"""What became of slides, and what to know beside the counts: what was passed over, has gone, is there twice."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from upath import UPath
 
+from wbc.counting.handover import SlideOutcome
 from wbc.counting.report import printable
 from wbc.storage.gone import GoneSlide, SharedPictures, gone_slides, shared_pictures
 from wbc.storage.slides import Kind, PassedOver, Survey
@@ -45,6 +46,19 @@ class Remarks:
     def as_json(self) -> dict[str, Any]:
         """JSON's types."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class CountReport:
+    """What became of every slide, in the order of their ids, and what else there is to say."""
+
+    outcomes: tuple[SlideOutcome, ...]
+    remarks: Remarks = field(default_factory=Remarks)
+
+    @property
+    def failed(self) -> tuple[SlideOutcome, ...]:
+        """Those that failed, or of which something did."""
+        return tuple(o for o in self.outcomes if o.reason or o.failed_fields)
 
 
 def remarks_on(survey: Survey, out: UPath, renamed: tuple[str, ...] = ()) -> Remarks:

@@ -14,7 +14,7 @@ from wbc.taxonomy import Taxonomy, load_taxonomy, shipped_taxonomies
 from wbc.types import DifferentialRow
 
 if TYPE_CHECKING:
-    from wbc.counting.slide import SlideOutcome
+    from wbc.counting.handover import SlideOutcome
 
 
 @dataclass(frozen=True, slots=True)

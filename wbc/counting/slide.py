@@ -6,22 +6,18 @@ fan chunks of fields out to the executor, which gets addresses and never pixels.
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Executor, wait
-from typing import Literal
 
-from upath import UPath
-
-from wbc.counting.handover import CountedChunk, CountedSlide, Ingested, Scale, SlideFailure, SlideOutcome, SlideStatus
-from wbc.counting.job import CountSettings, Job, WorkSettings, is_count_of
+from wbc.counting.handover import CountedChunk, CountedSlide, Ingested, Scale, SlideFailure, SlideOutcome
+from wbc.counting.job import CountSettings, Job, WorkSettings
 from wbc.counting.record import commit_count, commit_failure, digests, keep_stamps
 from wbc.counting.scales import scales_of
+from wbc.counting.standing import is_counted, outcome_of, stands, unchanged
 from wbc.counting.worker import count_chunk, ingest_chunk
 from wbc.storage.atomic import remove_folder
-from wbc.storage.counts import change_source, committed_count_id, read_slide_row, read_source
+from wbc.storage.counts import change_source, read_source
 from wbc.storage.pixels import create_group
-from wbc.storage.stamps import known_digests
-from wbc.storage.tables import SlideRow
 from wbc.types import ChunkKey, Slide
 
 __all__ = [
@@ -53,29 +49,6 @@ def count_slide(slide: Slide, job: Job, executor: Executor, progress: Progress |
     return count_ingested(ingest_slide(slide, job, executor), job, executor, progress)
 
 
-def is_counted(slide: Slide, job: Job) -> bool:
-    """Whether the slide's committed count is the one that `job` would make, and tells its address. Opens no field."""
-    return not (job.force or job.verify) and stands(slide, job) and read_source(job.out, slide.slide_id) == slide.source
-
-
-def stands(slide: Slide, job: Job) -> bool:
-    """Whether the slide's committed count is of these fields, models and settings. Opens no field."""
-    known = known_digests(job.out, slide)
-    return known is not None and _stands(slide, known, job)
-
-
-def _stands(slide: Slide, digests_by_name: Mapping[str, str], job: Job) -> bool:
-    return is_count_of(committed_count_id(job.out, slide.slide_id), slide, digests_by_name, job)
-
-
-def unchanged(slide: Slide, out: UPath, seconds: float = 0.0) -> SlideOutcome:
-    """The outcome of a slide whose committed count stands: it failed then, it fails now.
-
-    Raises FileNotFoundError where it has none.
-    """
-    return _outcome(read_slide_row(out, slide.slide_id), "unchanged", seconds)
-
-
 def chunks(slide: Slide, chunk_fields: int) -> list[ChunkKey]:
     """The slide's fields in chunks of at most `chunk_fields`; none of a slide without fields."""
     indices = tuple(range(len(slide.field_paths)))
@@ -90,7 +63,7 @@ def ingest_slide(slide: Slide, job: Job, executor: Executor) -> Ingested:
     futures = [executor.submit(ingest_chunk, slide, key, group) for key in chunks(slide, job.work.chunk_fields)]
     wait(futures)  # also where one failed: a retry must not meet the others' writing
     fields = tuple(f for future in futures for f in future.result())
-    done = not job.force and _stands(slide, digests(fields), job)
+    done = not job.force and stands(slide, digests(fields), job)
     if done:
         _clean_up(slide, job)
         keep_stamps(slide, fields, job)
@@ -108,12 +81,7 @@ def count_ingested(ingested: Ingested, job: Job, executor: Executor, progress: P
     cells = _cells(ingested, scales, job, executor, progress)
     row = commit_count(CountedSlide(ingested, scales, cells, began), job)
     _clean_up(slide, job)
-    return _outcome(row, "counted", row.seconds.total)
-
-
-def _outcome(row: SlideRow, status: Literal["counted", "unchanged"], seconds: float) -> SlideOutcome:
-    became: SlideStatus = "failed" if row.reason is not None else status
-    return SlideOutcome(row.slide_id, became, row.n_fields, row.n_cells, row.failed_fields, seconds, row.reason or "")
+    return outcome_of(row, "counted", row.seconds.total)
 
 
 def _clean_up(slide: Slide, job: Job) -> None:

@@ -1,6 +1,7 @@
 """What runs on a worker: a chunk of a slide's fields read into its Zarr group, or its cells found and named.
 
-A worker gets addresses and never pixels; it loads a model once.
+A worker gets addresses and never pixels; it loads a model once. torch is imported where a model runs: a flow, which
+only sends these calls, does without.
 """
 
 import logging
@@ -14,12 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from upath import UPath
 
-from wbc.cells.classify import classify, name_cells
-from wbc.cells.detect import detect
-from wbc.cells.scale import estimate_um_per_px
 from wbc.counting.handover import CountedChunk, FieldSeconds, IngestedField, ReadyField
 from wbc.counting.job import Job
-from wbc.models.bfloat16 import precision_of
 from wbc.models.registry import LoadedModel, load, resolve_device
 from wbc.storage.images import camera_of, decode_field, digest, field_content, um_per_px_of
 from wbc.storage.pixels import PixelsLost, read_pixels, write_pixels
@@ -42,6 +39,8 @@ class Models:
     @property
     def precision(self) -> Precision:
         """`bfloat16` where one of them runs in it here, else `float32`."""
+        from wbc.models.bfloat16 import precision_of
+
         every = [model for model in (self.detector, self.classifier) if model is not None]
         here = {precision_of(model.module, model.device) for model in every}
         return "bfloat16" if "bfloat16" in here else "float32"
@@ -80,6 +79,8 @@ def _ingest_field(path: UPath, key: FieldKey, group: UPath) -> IngestedField:
 
 def look_for_scale(fields: Sequence[ReadyField], job: Job) -> float | None:
     """On a worker: the scale of fields that share one, from the red cells of a few; None where they show too few."""
+    from wbc.cells.scale import estimate_um_per_px
+
     batch = _read(fields, job)
     return estimate_um_per_px(batch.pixels, load(job.detector, resolve_device(job.device)))
 
@@ -96,6 +97,8 @@ def count_chunk(fields: tuple[ReadyField, ...], job: Job) -> CountedChunk:
 
 
 def _count(batch: Batch, models: Models, job: Job) -> CountedChunk:
+    from wbc.cells.detect import detect
+
     if not batch.fields:
         return CountedChunk.failed(batch.failures)
     began = time.monotonic()
@@ -164,6 +167,8 @@ def _pixels_of(field: ReadyField, job: Job) -> Pixels:
 
 def _name(field: ReadyField, pixels: Pixels, cells: Detections, um_per_px: float, models: Models) -> CountedChunk:
     """The cells of one field by the taxonomy's types, with the classifier's scores, NaN where it did not run."""
+    from wbc.cells.classify import classify, name_cells
+
     names = np.array(models.detector.card.classes, object)[cells.labels - 1]
     scores = np.full(len(names), np.nan, np.float32)
     generic = np.flatnonzero(names == GENERIC)

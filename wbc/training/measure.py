@@ -9,7 +9,8 @@ from upath import UPath
 
 from wbc.cells.classify import predict
 from wbc.cells.crop import cut_square
-from wbc.cells.detect import TileSettings, detect
+from wbc.cells.detect import detect
+from wbc.cells.tiles import TileSettings
 from wbc.datasets.crops import PATCH_PX, PATCH_UM, Crops
 from wbc.datasets.labels import red_cell_um_per_px
 from wbc.models import registry

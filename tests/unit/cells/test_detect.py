@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from painted import Discs, paint
 from torch import Tensor, nn
 
-from wbc.cells.detect import TileSettings, detect, grid, rescale, run_tiles
+from wbc.cells.detect import detect, grid, rescale, run_tiles
+from wbc.cells.tiles import TileSettings
 from wbc.models.cards import ModelCard
 from wbc.models.registry import LoadedModel
 from wbc.types import Detections

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from upath import UPath
 
-from wbc.cells.detect import TileSettings
+from wbc.cells.tiles import TileSettings
 from wbc.counting import job as job_room
 from wbc.counting.job import CountSettings, Job, WorkSettings, count_id, is_count_of
 from wbc.models.cards import ModelCard
