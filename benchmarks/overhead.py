@@ -16,8 +16,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import nn
 from upath import UPath
@@ -25,13 +23,13 @@ from upath import UPath
 from benchmarks.common import Claim, Report, Row, cpu_of, long_slide, parser, show, stub_detector
 from wbc.cells.classify import classify
 from wbc.cells.detect import detect, rescale
+from wbc.counting.record import occasion_of, rules_of
 from wbc.counting.slide import Job, count_slide
-from wbc.differential import differential_of
+from wbc.counting.tally import tally
 from wbc.models import registry
 from wbc.models.registry import LoadedModel
-from wbc.storage import images, tables
-from wbc.storage.counts import commit, read_slide_row
-from wbc.storage.layout import Layout
+from wbc.storage import images
+from wbc.storage.counts import commit, read_evidence
 from wbc.storage.pixels import create_group, read_pixels, write_pixels
 from wbc.taxonomy import GENERIC, load_taxonomy
 from wbc.types import FieldKey, Slide
@@ -146,7 +144,7 @@ def _parts(slide: Slide, job: Job, models: list[LoadedModel]) -> list[Row]:
         stored = timed("store: write", partial(write_pixels, group, key, pixels))
         pixels = timed("store: read", partial(read_pixels, group, key, stored))
         timed("scale", partial(rescale, pixels, scale / models[0].card.um_per_px))
-        look = partial(detect, [pixels], models[0], scale, settings.min_score, settings.tiles)
+        look = partial(detect, [pixels], models[0], scale, settings.lowest_score, settings.tiles)
         (cells,) = timed("tile, tensors, merge", look)
         spent["tile, tensors, merge"][-1] -= spent["scale"][-1]
         if job.classifier is not None and GENERIC in models[0].card.classes:
@@ -159,15 +157,10 @@ def _parts(slide: Slide, job: Job, models: list[LoadedModel]) -> list[Row]:
 
 
 def _write_tables(slide: Slide, job: Job) -> None:
-    """Count the slide's cells again and commit them, from the tables of the last run."""
-    found = pq.read_table(Layout(job.out).table("cells", slide.slide_id).path)
-    sides = np.stack([found[side].to_numpy() for side in ("x0", "y0", "x1", "y1")], 1)
-    types = found["cell_type"].to_pylist()
-    scores = [found[name].to_numpy() for name in ("score", "type_score")]
-    result = differential_of(types, job.taxonomy, 0)
-    cells = tables.cells_table(slide.slide_id, found["field"].to_pylist(), sides, types, scores[0], scores[1])
-    row = read_slide_row(job.out, slide.slide_id)
-    commit(job.out, cells, tables.differentials_table(slide.slide_id, result), row)
+    """Count the slide's cells again and commit them, from the detections of the last run."""
+    _, evidence = read_evidence(job.out, slide.slide_id)
+    result = tally(evidence, rules_of(job), occasion_of(slide.source, job.run_id))
+    commit(job.out, result.tables, result.row)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from counted import read_tables
+from counted import called, count_tables, read_tables
 from hypothesis import settings
 from painted import make_slide
 from upath import UPath
@@ -129,9 +129,8 @@ def commit_slide() -> CommitSlide:
             slide_id,
             ["field-001.jpg"] * n,
             np.tile(np.array([10, 20, 110, 120], np.float32), (n, 1)),
-            kinds,
             np.full(n, 0.9, np.float32),
-            np.full(n, 0.9, np.float32) if type_scores is None else np.array(type_scores, np.float32),
+            called(kinds, [0.9] * n if type_scores is None else type_scores),
         )
         row = SlideRow(
             slide_id=slide_id,
@@ -156,6 +155,6 @@ def commit_slide() -> CommitSlide:
             wbc_version="0.1.0",
             seconds=Seconds(),
         )
-        commit(out, cells, tables.differentials_table(slide_id, result), row)
+        commit(out, count_tables(cells, tables.differentials_table(slide_id, result)), row)
 
     return committed

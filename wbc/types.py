@@ -159,6 +159,25 @@ class Detections:
         return replace(self, boxes=np.clip(self.boxes * np.array([fx, fy] * 2, np.float32), 0, sides))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class CellNames:
+    """What each of N cells is called: its type, and the type that comes second, with their probabilities float32.
+
+    A probability is NaN, and a second type None, where no classifier ran or no other type is left.
+    """
+
+    types: NDArray[np.object_]
+    scores: NDArray[np.float32]
+    second_types: NDArray[np.object_]
+    second_scores: NDArray[np.float32]
+
+    @staticmethod
+    def of_types(types: "NDArray[np.object_]") -> "CellNames":
+        """Cells whose types no classifier told."""
+        unknown = np.full(len(types), np.nan, np.float32)
+        return CellNames(types, unknown, np.full(len(types), None, object), unknown.copy())
+
+
 @dataclass(frozen=True, slots=True)
 class DifferentialRow:
     """One cell type of a slide: its count and, where it is in the denominator, percent with 95 % limits (else None)."""

@@ -46,8 +46,8 @@ def count(
             used[field.path.name] = field.um_per_px
         return counted(batch, models, job)
 
-    counted = worker._count
-    monkeypatch.setattr(worker, "_count", recorded)
+    counted = worker._detect
+    monkeypatch.setattr(worker, "_detect", recorded)
 
     def made() -> tuple[SlideRow, Scales]:
         (slide,) = discover(UPath(fields))

@@ -1,6 +1,4 @@
-"""Pixels + boxes + classifier -> a cell type and a probability per cell."""
-
-from collections.abc import Sequence
+"""Pixels + boxes + classifier -> the probabilities of each cell's classes."""
 
 import numpy as np
 import torch
@@ -8,7 +6,6 @@ from numpy.typing import NDArray
 
 from wbc.cells.crop import cut_square
 from wbc.models.registry import LoadedModel
-from wbc.taxonomy import UNIDENTIFIED, Taxonomy, label_matrix
 
 BATCH = 64
 
@@ -32,32 +29,6 @@ def classify(
     if broken := np.count_nonzero(~np.isfinite(every).all(1)):
         raise FloatingPointError(f"{broken} of {len(boxes)} cells have probabilities that are no numbers ({card.name})")
     return every
-
-
-def name_cells(
-    chances: NDArray[np.float32], classes: Sequence[str], taxonomy: Taxonomy, threshold: float
-) -> tuple[NDArray[np.object_], NDArray[np.float32]]:
-    """The taxonomy's own type of each cell (N,) from its class probabilities (N,C), and its probability float32 (N,).
-
-    Classes that the taxonomy takes for one type are summed first. Then the likeliest type; where none has `threshold`,
-    the likeliest parent that has it (band or segmented, but surely a neutrophil): a parent's probability is the sum of
-    its children's. A parent of all types says nothing. `unidentified` where nothing is sure enough, with the likeliest
-    type's probability.
-    """
-    types = list(dict.fromkeys(taxonomy.resolve(c) for c in classes))
-    chances = chances @ np.array([[taxonomy.resolve(c) == t for t in types] for c in classes], np.float32)
-    names, scores = np.array(types, object)[chances.argmax(1)], chances.max(1)
-    unsure = scores < threshold
-    names[unsure] = UNIDENTIFIED
-    parents = sorted({p for p in (taxonomy.cell_type(t).parent for t in types) if p is not None})
-    covers = label_matrix(taxonomy, types, parents)
-    covers[covers.all(1)] = 0
-    if parents:
-        sums = chances @ covers.T
-        coarse = unsure & (sums.max(1) >= threshold)
-        names[coarse] = np.array(parents, object)[sums.argmax(1)[coarse]]
-        scores = np.where(coarse, sums.max(1), scores)
-    return names, scores
 
 
 @torch.inference_mode()

@@ -3,12 +3,11 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from upath import UPath
 
+from wbc.storage.detections import Kinds, SlideDetections
 from wbc.storage.stamps import FieldStamp
-from wbc.storage.tables import DuplicateField, FailedField
+from wbc.storage.tables import FailedField, SlideRow
 from wbc.types import FieldKey, Precision, ScaleFrom, Slide
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ class Ingested:
 
 
 @dataclass(frozen=True, slots=True)
-class FieldSeconds:
+class ModelSeconds:
     """The time that a field took in the detector and in the classifier: its share, where several went together."""
 
     index: int
@@ -95,50 +94,38 @@ class FieldSeconds:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class CountedChunk:
-    """Cells of some fields, row by row: field index (N,), box (N,4) in field px, cell type, both scores (N,).
+class DetectedChunk:
+    """What the models said of some fields, the classifier by its `kinds` (None where there is none).
 
     `failures` are pairs of a field's index and why it could not be counted; `precisions` the number formats that the
     models ran in; `seconds` the time that each field took.
     """
 
-    fields: NDArray[np.int64]
-    boxes: NDArray[np.float32]
-    cell_types: tuple[str, ...]
-    scores: NDArray[np.float32]
-    type_scores: NDArray[np.float32]
+    detections: SlideDetections
+    kinds: Kinds | None = None
     failures: tuple[tuple[int, str], ...] = ()
     precisions: frozenset[Precision] = frozenset()
-    seconds: tuple[FieldSeconds, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.scores)
+    seconds: tuple[ModelSeconds, ...] = ()
 
     @staticmethod
-    def empty() -> "CountedChunk":
-        """No cells."""
-        none = np.zeros(0, np.float32)
-        return CountedChunk(np.zeros(0, np.int64), np.zeros((0, 4), np.float32), (), none, none)
+    def failed(failures: "tuple[tuple[int, str], ...]") -> "DetectedChunk":
+        """No boxes, but why not."""
+        return DetectedChunk(SlideDetections.empty(), failures=failures)
 
     @staticmethod
-    def failed(failures: "tuple[tuple[int, str], ...]") -> "CountedChunk":
-        """No cells, but why not."""
-        return replace(CountedChunk.empty(), failures=failures)
-
-    @staticmethod
-    def concatenate(parts: "list[CountedChunk]") -> "CountedChunk":
-        """All parts, in order."""
-        whole = [CountedChunk.empty(), *parts]
-        return CountedChunk(
-            np.concatenate([c.fields for c in whole]),
-            np.concatenate([c.boxes for c in whole]),
-            tuple(cell_type for c in whole for cell_type in c.cell_types),
-            np.concatenate([c.scores for c in whole]),
-            np.concatenate([c.type_scores for c in whole]),
-            tuple(failure for c in whole for failure in c.failures),
-            frozenset[Precision]().union(*(c.precisions for c in whole)),
-            tuple(seconds for c in whole for seconds in c.seconds),
+    def concatenate(parts: "list[DetectedChunk]") -> "DetectedChunk":
+        """All parts, in order; those with a classifier have the same."""
+        return DetectedChunk(
+            SlideDetections.concatenate([c.detections for c in parts]),
+            next((c.kinds for c in parts if c.kinds is not None), None),
+            tuple(failure for c in parts for failure in c.failures),
+            frozenset[Precision]().union(*(c.precisions for c in parts)),
+            tuple(seconds for c in parts for seconds in c.seconds),
         )
+
+    def n_cells(self, min_score: float) -> int:
+        """How many boxes have at least this score."""
+        return int((self.detections.scores >= min_score).sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,56 +137,30 @@ class Scale:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class CountedSlide:
-    """What counting a slide came to, ready to commit: the scale of each field counted, by its index, and the cells.
+class DetectedSlide:
+    """What the models said of a slide, ready to count: the scale of each field to count, by its index, and all boxes.
 
     `began` is when stage 2 did, on the monotonic clock.
     """
 
     ingested: Ingested
     scales: dict[int, Scale]
-    cells: CountedChunk
+    chunk: DetectedChunk
     began: float
 
     @property
     def precision(self) -> Precision | None:
         """The number format that the models ran in; `mixed` where workers differ, None where no model ran."""
-        formats = self.cells.precisions
+        formats = self.chunk.precisions
         return "mixed" if len(formats) > 1 else next(iter(formats), None)
-
-    @property
-    def failures(self) -> dict[int, str]:
-        """Why fields failed, by their index, in their order: when they were read, or since."""
-        read = {i: f.failure for i, f in enumerate(self.ingested.fields) if f.failure is not None}
-        return dict(sorted((read | dict(self.cells.failures)).items()))
-
-    @property
-    def failed_fields(self) -> tuple[FailedField, ...]:
-        """The fields that failed, by name."""
-        names = [path.name for path in self.ingested.slide.field_paths]
-        return tuple(FailedField(names[i], reason) for i, reason in self.failures.items())
-
-    @property
-    def duplicate_fields(self) -> tuple[DuplicateField, ...]:
-        """The fields that show the same picture as an earlier one, by name."""
-        names = [path.name for path in self.ingested.slide.field_paths]
-        return tuple(DuplicateField(names[i], names[same_as]) for i, same_as in self.ingested.duplicates.items())
-
-    @property
-    def reason(self) -> str | None:
-        """Why the slide failed as a whole: it has no field, or none that could be counted. None where it did not."""
-        if not self.ingested.fields:
-            return "the folder holds no image"
-        if len(self.failures) < len(self.ingested.fields):
-            return None
-        first = self.failed_fields[0]
-        return f"no field could be counted; the first, {first.field}: {first.reason}"
 
     @property
     def fields(self) -> tuple[IngestedField, ...]:
         """The fields as ingested; those that failed since have no digest, as what is counted is not what they hold."""
-        lost = dict(self.cells.failures)
-        return tuple(replace(f, sha256="") if i in lost else f for i, f in enumerate(self.ingested.fields))
+        lost = dict(self.chunk.failures)
+        return tuple(
+            replace(f, sha256="", failure=lost[i]) if i in lost else f for i, f in enumerate(self.ingested.fields)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,3 +185,9 @@ class SlideOutcome:
     failed_fields: tuple[FailedField, ...]
     seconds: float
     reason: str = ""
+
+
+def outcome_of(row: SlideRow, status: Literal["counted", "unchanged"], seconds: float) -> SlideOutcome:
+    """What a slide's committed row says became of it: it failed where the row has a reason, else `status`."""
+    became: SlideStatus = "failed" if row.reason is not None else status
+    return SlideOutcome(row.slide_id, became, row.n_fields, row.n_cells, row.failed_fields, seconds, row.reason or "")

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any, get_args
 from uuid import uuid4
@@ -17,7 +17,9 @@ from wbc.taxonomy import Taxonomy
 from wbc.types import Precision, Slide
 
 # Raised by hand with every change of the program that can change a cell; a test over rendered slides asks for it.
-COUNTING_VERSION = 1
+COUNTING_VERSION = 2
+# Every box that the detector gives from this score on is named and kept, whatever score a count asks for.
+LOWEST_SCORE = 0.05
 PRECISIONS: tuple[Precision | None, ...] = (None, *get_args(Precision))
 
 
@@ -36,6 +38,11 @@ class CountSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.min_score <= 1:
             raise ValueError(f"min_score {self.min_score} is not between 0 and 1")
+
+    @property
+    def lowest_score(self) -> float:
+        """The detector's score from which all boxes are kept."""
+        return min(LOWEST_SCORE, self.min_score)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +82,32 @@ class Job:
         return Layout(self.out).pixels(slide_id, None if self.keep_pixels else self.run_id)
 
 
-def count_id(slide: Slide, digests: Mapping[str, str], job: Job, precision: Precision | None) -> str:
-    """32 hexadecimal digits of all that can change a cell of a slide, and of nothing else: equal ids, equal counts.
+def detections_id(slide: Slide, digests: Mapping[str, str], job: Job, precision: Precision | None) -> str:
+    """32 hexadecimal digits of all that can change what the models say of a slide: equal ids, equal detections.
 
     `digests` are of the slide's fields by file name, `precision` the number format that its models ran in (None where
-    none ran). Beside them: the scale given, models, taxonomy, settings, and the counting version.
+    none ran). Beside them: the scale given, models, tiles, the lowest score that is kept, and the counting version.
     """
     return _salted(_inputs(slide, digests, job), precision)
 
 
+def count_id(made_from: str, taxonomy: Taxonomy, min_score: float) -> str:
+    """32 hexadecimal digits of all that can change a cell of a slide, and of nothing else: equal ids, equal counts.
+
+    `made_from` is the id of the slide's detections. Beside it: taxonomy, lowest score that counts, counting version.
+    """
+    return _digest([made_from, taxonomy_digest(taxonomy), min_score, COUNTING_VERSION])[:32]
+
+
 def is_count_of(own_id: str | None, slide: Slide, digests: Mapping[str, str], job: Job) -> bool:
     """Whether a `count_id` stands for these inputs, in whatever number format they were counted."""
-    inputs = _inputs(slide, digests, job)
-    return own_id in {_salted(inputs, precision) for precision in PRECISIONS}
+    taxonomy, min_score = job.taxonomy, job.settings.min_score
+    return own_id in {count_id(made_from, taxonomy, min_score) for made_from in _possible_ids(slide, digests, job)}
+
+
+def are_detections_of(own_id: str | None, slide: Slide, digests: Mapping[str, str], job: Job) -> bool:
+    """Whether a `detections_id` stands for these inputs, in whatever number format the models ran."""
+    return own_id in _possible_ids(slide, digests, job)
 
 
 @lru_cache(maxsize=8)
@@ -96,7 +116,14 @@ def taxonomy_digest(taxonomy: Taxonomy) -> str:
     return _digest(_rules(taxonomy))
 
 
+def _possible_ids(slide: Slide, digests: Mapping[str, str], job: Job) -> set[str]:
+    """The `detections_id` in each number format."""
+    inputs = _inputs(slide, digests, job)
+    return {_salted(inputs, precision) for precision in PRECISIONS}
+
+
 def _inputs(slide: Slide, digests: Mapping[str, str], job: Job) -> str:
+    settings = replace(job.settings, min_score=job.settings.lowest_score)  # detections are a count of all that is kept
     return _digest(
         {
             "version": COUNTING_VERSION,
@@ -104,8 +131,7 @@ def _inputs(slide: Slide, digests: Mapping[str, str], job: Job) -> str:
             "um_per_px": slide.um_per_px,
             "detector": job.detector.digest,
             "classifier": job.classifier.digest if job.classifier else None,
-            "taxonomy": taxonomy_digest(job.taxonomy),
-            "settings": asdict(job.settings),
+            "settings": asdict(settings),
         }
     )
 

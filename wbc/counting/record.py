@@ -1,43 +1,30 @@
-"""What a count found of a slide, or why it failed, becomes the slide's tables."""
+"""What the models said of a slide, or why it failed, becomes the slide's tables."""
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
 
-from wbc import __version__
-from wbc.counting.handover import CountedChunk, CountedSlide, IngestedField, SlideFailure
-from wbc.counting.job import COUNTING_VERSION, Job, count_id, taxonomy_digest
-from wbc.counting.scales import scale_flags, summary
-from wbc.differential import differential_of
+from wbc.counting.handover import DetectedSlide, IngestedField, ModelSeconds, Scale, SlideFailure
+from wbc.counting.job import COUNTING_VERSION, Job, detections_id
+from wbc.counting.tally import Occasion, Rules, tally
 from wbc.models.registry import ModelRef
-from wbc.storage import tables
 from wbc.storage.counts import commit
+from wbc.storage.detections import Evidence, FieldRow, Kinds, Origin, SlideDetections
 from wbc.storage.stamps import FieldRecord, write_stamps
-from wbc.storage.tables import Seconds, SlideRow
-from wbc.types import Differential, Slide
+from wbc.storage.tables import FieldSeconds, Seconds, SlideRow
+from wbc.types import Precision, Slide
 
 
-def commit_count(counted: CountedSlide, job: Job) -> SlideRow:
-    """Commit a slide's cells and what follows from them, and keep the stamps of its fields."""
-    slide, began = counted.ingested.slide, time.monotonic()
-    result = differential_of(counted.cells.cell_types, job.taxonomy, len(counted.failed_fields))
-    cells, scale = _cells_table(slide, counted.cells), summary(list(counted.scales.values()))
-    row = _row(
-        slide,
-        job,
-        result,
-        flags=(*result.flags, *_flags(counted)),
-        count_id=count_id(slide, digests(counted.fields), job, counted.precision),
-        failed_fields=counted.failed_fields,
-        um_per_px=scale.um_per_px,
-        scale_from=scale.source,
-        seconds=_seconds(counted, began),
-        precision=counted.precision,
-        reason=counted.reason,
-        duplicate_fields=counted.duplicate_fields,
-    )
-    keep_stamps(slide, counted.fields, job)
-    return commit(job.out, cells, tables.differentials_table(slide.slide_id, result), row)
+def commit_count(detected: DetectedSlide, job: Job) -> SlideRow:
+    """Commit what the models said of a slide and what follows from it, and keep the stamps of its fields."""
+    slide, began = detected.ingested.slide, time.monotonic()
+    made_from = detections_id(slide, digests(detected.fields), job, detected.precision)
+    origin = _origin(job, made_from, detected.precision, detected.chunk.kinds)
+    evidence = Evidence(slide.slide_id, _field_rows(detected), detected.chunk.detections, origin)
+    result = tally(evidence, rules_of(job), occasion_of(slide.source, job.run_id))
+    keep_stamps(slide, detected.fields, job)
+    row = replace(result.row, seconds=_seconds(detected, evidence.fields, began))
+    return commit(job.out, result.tables, row)
 
 
 def commit_failure(failure: SlideFailure, job: Job) -> None:
@@ -45,19 +32,17 @@ def commit_failure(failure: SlideFailure, job: Job) -> None:
 
     An older count of other content goes to the history: it must not pass for this run's. The next run counts again.
     """
-    slide, result = failure.slide, differential_of([], job.taxonomy)
-    row = _row(
-        slide,
-        job,
-        result,
-        flags=(*result.flags, "slide_failed"),
-        count_id=None,
-        failed_fields=(),
-        reason=failure.reason,
-    )
+    slide = failure.slide
+    fields = tuple(FieldRow(path.name, None, "not_counted", FieldSeconds()) for path in slide.field_paths)
+    evidence = Evidence(slide.slide_id, fields, SlideDetections.empty(), _origin(job, None, None, None))
+    result = tally(evidence, rules_of(job), occasion_of(slide.source, job.run_id))
     keep_stamps(slide, (), job)
-    cells = _cells_table(slide, CountedChunk.empty())
-    commit(job.out, cells, tables.differentials_table(slide.slide_id, result), row)
+    commit(job.out, result.tables, replace(result.row, reason=failure.reason))
+
+
+def rules_of(job: Job) -> Rules:
+    """How a job counts cells."""
+    return Rules(job.taxonomy, job.settings.min_score)
 
 
 def keep_stamps(slide: Slide, fields: tuple[IngestedField, ...], job: Job) -> None:
@@ -71,56 +56,61 @@ def digests(fields: tuple[IngestedField, ...]) -> dict[str, str]:
     return {f.stamp.name: f.sha256 for f in fields}
 
 
-def _row(slide: Slide, job: Job, result: Differential, **columns: Any) -> SlideRow:
-    """A slide's row: `columns` of its own, and those that job and differential tell."""
-    known: dict[str, Any] = {"um_per_px": None, "scale_from": None, "seconds": Seconds()} | columns
-    return SlideRow(
-        slide_id=slide.slide_id,
-        source=slide.source,
-        counted_at=datetime.now(UTC),
-        n_fields=len(slide.field_paths),
-        n_fields_failed=len(known["failed_fields"]),
-        n_cells=result.n_cells,
-        n_differential=result.n_differential,
-        n_unidentified=result.n_unidentified,
-        me_ratio=result.me_ratio,
-        me_low=result.me_low,
-        me_high=result.me_high,
-        nrbc_per_100_wbc=result.nrbc_per_100_wbc,
-        detector=_model_words(job.detector),
-        classifier=_model_words(job.classifier) if job.classifier else None,
-        taxonomy=job.taxonomy.name,
-        wbc_version=__version__,
-        min_score=job.settings.min_score,
-        taxonomy_digest=taxonomy_digest(job.taxonomy),
-        counting_version=COUNTING_VERSION,
-        **known,
+def _origin(job: Job, made_from: str | None, precision: Precision | None, kinds: Kinds | None) -> Origin:
+    return Origin(
+        made_from,
+        _model_words(job.detector),
+        _model_words(job.classifier) if job.classifier else None,
+        job.settings.lowest_score,
+        COUNTING_VERSION,
+        precision,
+        kinds,
     )
 
 
-def _flags(counted: CountedSlide) -> tuple[str, ...]:
-    """The flags that the differential does not know of."""
-    failed = () if counted.reason is None else ("slide_failed",)
-    duplicates = ("duplicate_fields",) if counted.duplicate_fields else ()
-    return (*failed, *scale_flags(counted.scales), *duplicates)
+def occasion_of(source: str | None, run_id: str) -> Occasion:
+    """A count of the slide at `source`, made now."""
+    return Occasion(run_id, datetime.now(UTC), Seconds(), source)
+
+
+def _field_rows(detected: DetectedSlide) -> tuple[FieldRow, ...]:
+    """What became of each field, in order."""
+    spent, twins = {s.index: s for s in detected.chunk.seconds}, detected.ingested.duplicates
+    unknown, nothing = Scale(None, None), ModelSeconds(0, 0.0, 0.0)
+    rows, fields = [], detected.fields
+    for i, field in enumerate(fields):
+        row = _field_row(field, detected.scales.get(i, unknown), spent.get(i, nothing))
+        if row.status == "counted" and i in twins:
+            row = replace(row, status="duplicate", duplicate_of=fields[twins[i]].path.name)
+        rows.append(row)
+    return tuple(rows)
+
+
+def _field_row(field: IngestedField, scale: Scale, spent: ModelSeconds) -> FieldRow:
+    return FieldRow(
+        field.path.name,
+        field.sha256 or None,
+        "counted" if field.failure is None else "failed",
+        FieldSeconds(field.decode_seconds, field.store_seconds, spent.detect, spent.classify),
+        height_px=None if field.pixels is None else field.pixels.height,
+        width_px=None if field.pixels is None else field.pixels.width,
+        um_per_px=scale.um_per_px,
+        scale_from=scale.source,
+        reason=field.failure,
+    )
 
 
 def _model_words(model: ModelRef) -> str:
     return f"{model.reference}@{model.digest[:12]}"
 
 
-def _cells_table(slide: Slide, cells: CountedChunk) -> Any:
-    names = [slide.field_paths[i].name for i in cells.fields]
-    return tables.cells_table(slide.slide_id, names, cells.boxes, cells.cell_types, cells.scores, cells.type_scores)
-
-
-def _seconds(counted: CountedSlide, began: float) -> Seconds:
-    fields, now = counted.ingested.fields, time.monotonic()
+def _seconds(detected: DetectedSlide, fields: tuple[FieldRow, ...], began: float) -> Seconds:
+    now = time.monotonic()
     return Seconds(
-        decode=sum(f.decode_seconds for f in fields),
-        store=sum(f.store_seconds for f in fields),
-        detect=sum(s.detect for s in counted.cells.seconds),
-        classify=sum(s.classify for s in counted.cells.seconds),
+        decode=sum(row.seconds.decode for row in fields),
+        store=sum(row.seconds.store for row in fields),
+        detect=sum(row.seconds.detect for row in fields),
+        classify=sum(row.seconds.classify for row in fields),
         write=now - began,
-        total=counted.ingested.seconds + now - counted.began,
+        total=detected.ingested.seconds + now - detected.began,
     )

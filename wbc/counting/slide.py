@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor, wait
 
-from wbc.counting.handover import CountedChunk, CountedSlide, Ingested, Scale, SlideFailure, SlideOutcome
+from wbc.counting.handover import DetectedChunk, DetectedSlide, Ingested, Scale, SlideFailure, SlideOutcome, outcome_of
 from wbc.counting.job import CountSettings, Job, WorkSettings
 from wbc.counting.record import commit_count, commit_failure, digests, keep_stamps
+from wbc.counting.recount import recount_fitting
 from wbc.counting.scales import scales_of
-from wbc.counting.standing import is_counted, outcome_of, stands, unchanged
-from wbc.counting.worker import count_chunk, ingest_chunk
+from wbc.counting.standing import is_counted, stands, unchanged
+from wbc.counting.worker import detect_chunk, ingest_chunk
 from wbc.storage.atomic import remove_folder
 from wbc.storage.counts import change_source, read_source
 from wbc.storage.pixels import create_group
@@ -73,15 +74,25 @@ def ingest_slide(slide: Slide, job: Job, executor: Executor) -> Ingested:
 
 
 def count_ingested(ingested: Ingested, job: Job, executor: Executor, progress: Progress | None = None) -> SlideOutcome:
-    """Stage 2: detect, classify, count and commit a slide; its pixels go unless the job keeps them."""
+    """Stage 2: detect, classify, count and commit a slide; its pixels go unless the job keeps them.
+
+    Where the detections that stand turn out to be those of its fields, they are counted and no model runs.
+    """
     slide, began = ingested.slide, time.monotonic()
     if ingested.done:
         return unchanged(slide, job.out, ingested.seconds)
-    scales = scales_of(ingested, job, executor)
-    cells = _cells(ingested, scales, job, executor, progress)
-    row = commit_count(CountedSlide(ingested, scales, cells, began), job)
+    outcome = None if job.force else recount_fitting(slide, digests(ingested.fields), job)
+    if outcome is not None:
+        keep_stamps(slide, ingested.fields, job)
+        if progress:
+            progress(outcome.n_fields - len(outcome.failed_fields), outcome.n_cells)
+    else:
+        scales = scales_of(ingested, job, executor)
+        chunk = _detections(ingested, scales, job, executor, progress)
+        row = commit_count(DetectedSlide(ingested, scales, chunk, began), job)
+        outcome = outcome_of(row, "counted", row.seconds.total)
     _clean_up(slide, job)
-    return outcome_of(row, "counted", row.seconds.total)
+    return outcome
 
 
 def _clean_up(slide: Slide, job: Job) -> None:
@@ -99,23 +110,23 @@ def record_failure(slide: Slide, job: Job, reason: str) -> None:
     commit_failure(SlideFailure(slide, reason), job)
 
 
-def _cells(
+def _detections(
     ingested: Ingested, scales: dict[int, Scale], job: Job, executor: Executor, progress: Progress | None
-) -> CountedChunk:
-    """The cells of all fields to count, in their order; duplicates are done as soon as they are known."""
+) -> DetectedChunk:
+    """What the models say of all fields to count, in their order; duplicates are done as soon as they are known."""
     if progress and ingested.duplicates:
         progress(len(ingested.duplicates), 0)
     if not scales:
-        return CountedChunk.empty()
+        return DetectedChunk.concatenate([])
     keys = ChunkKey(ingested.slide.slide_id, tuple(scales)).cut(job.work.chunk_fields)
     parts = [tuple(ingested.ready(i, scales[i].um_per_px) for i in key.indices) for key in keys]
-    futures = [executor.submit(count_chunk, part, job) for part in parts]
-    counted = []
+    futures = [executor.submit(detect_chunk, part, job) for part in parts]
+    detected = []
     try:
         for part, future in zip(parts, futures, strict=True):
-            counted.append(future.result())
+            detected.append(future.result())
             if progress:
-                progress(len(part), len(counted[-1]))
+                progress(len(part), detected[-1].n_cells(job.settings.min_score))
     finally:
         wait(futures)
-    return CountedChunk.concatenate(counted)
+    return DetectedChunk.concatenate(detected)

@@ -7,12 +7,11 @@ before one with something to do has begun. Whoever counts, a flow or a command, 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from upath import UPath
 
 from wbc.counting.annotate import Cells, is_drawn
-from wbc.counting.handover import SlideOutcome, SlideStatus
+from wbc.counting.handover import SlideOutcome, outcome_of
 from wbc.counting.job import CountSettings, Job, is_count_of
 from wbc.counting.parameters import CountParameters
 from wbc.models import registry
@@ -23,7 +22,6 @@ from wbc.storage.layout import Layout
 from wbc.storage.lock import Hold, holding
 from wbc.storage.slides import Survey, survey
 from wbc.storage.stamps import known_digests
-from wbc.storage.tables import SlideRow
 from wbc.taxonomy import Taxonomy, check_classes, load_taxonomy
 from wbc.types import Slide
 
@@ -122,12 +120,6 @@ def unchanged(slide: Slide, out: UPath, seconds: float = 0.0) -> SlideOutcome:
     Raises FileNotFoundError where it has none.
     """
     return outcome_of(read_slide_row(out, slide.slide_id), "unchanged", seconds)
-
-
-def outcome_of(row: SlideRow, status: Literal["counted", "unchanged"], seconds: float) -> SlideOutcome:
-    """What a slide's committed row says became of it: it failed where the row has a reason, else `status`."""
-    became: SlideStatus = "failed" if row.reason is not None else status
-    return SlideOutcome(row.slide_id, became, row.n_fields, row.n_cells, row.failed_fields, seconds, row.reason or "")
 
 
 def _job(parameters: CountParameters) -> Job:

@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from upath import UPath
 
-from wbc.counting.handover import CountedChunk, FieldSeconds, IngestedField, ReadyField
+from wbc.counting.handover import DetectedChunk, IngestedField, ModelSeconds, ReadyField
 from wbc.counting.job import Job
 from wbc.models.registry import LoadedModel, load, resolve_device
+from wbc.storage.detections import Kinds, SlideDetections
 from wbc.storage.images import camera_of, decode_field, digest, field_content, um_per_px_of
 from wbc.storage.pixels import PixelsLost, read_pixels, write_pixels
 from wbc.storage.stamps import FieldStamp, stamp
-from wbc.taxonomy import GENERIC, Taxonomy
+from wbc.taxonomy import GENERIC
 from wbc.types import ChunkKey, Detections, FieldError, FieldKey, Precision, Slide, cut
 
 Pixels = NDArray[np.uint8]
@@ -30,11 +31,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The models of a job, loaded, with the taxonomy that says what their classes mean."""
+    """The models of a job, loaded."""
 
     detector: LoadedModel
     classifier: LoadedModel | None
-    taxonomy: Taxonomy
+
+    @property
+    def kinds(self) -> Kinds | None:
+        """What the classifier tells apart; None where there is none."""
+        return None if self.classifier is None else Kinds(self.classifier.card.classes, self.classifier.card.threshold)
 
     @property
     def precision(self) -> Precision:
@@ -85,39 +90,39 @@ def look_for_scale(fields: Sequence[ReadyField], job: Job) -> float | None:
     return estimate_um_per_px(batch.pixels, load(job.detector, resolve_device(job.device)))
 
 
-def count_chunk(fields: tuple[ReadyField, ...], job: Job) -> CountedChunk:
-    """On a worker: detect and name the cells of stored fields, the next field read while this one is computed.
+def detect_chunk(fields: tuple[ReadyField, ...], job: Job) -> DetectedChunk:
+    """On a worker: detect and classify the cells of stored fields, the next field read while this one is computed.
 
     Where the scale of a field is not known it is taken to be the detector's own. A field that cannot be counted says
     why, and costs no other.
     """
     models = _models(job)
     batches = _read_ahead(_passes(fields, models, job), job)
-    return CountedChunk.concatenate([_count(batch, models, job) for batch in batches])
+    return DetectedChunk.concatenate([_detect(batch, models, job) for batch in batches])
 
 
-def _count(batch: Batch, models: Models, job: Job) -> CountedChunk:
+def _detect(batch: Batch, models: Models, job: Job) -> DetectedChunk:
     from wbc.cells.detect import detect
 
     if not batch.fields:
-        return CountedChunk.failed(batch.failures)
+        return DetectedChunk.failed(batch.failures)
     began = time.monotonic()
     scale = batch.fields[0].um_per_px or models.detector.card.um_per_px
     settings = job.settings
-    cells = detect(batch.pixels, models.detector, scale, settings.min_score, settings.tiles, job.work.batch_px)
+    cells = detect(batch.pixels, models.detector, scale, settings.lowest_score, settings.tiles, job.work.batch_px)
     detected = time.monotonic()
-    named = [_name(*of_field, scale, models) for of_field in zip(batch.fields, batch.pixels, cells, strict=True)]
+    named = [_classify(*of_field, scale, models) for of_field in zip(batch.fields, batch.pixels, cells, strict=True)]
     n, classified = len(batch.fields), time.monotonic()
     shares = (detected - began) / n, (classified - detected) / n
-    chunk = CountedChunk.concatenate([*named, CountedChunk.failed(batch.failures)])
-    seconds = tuple(FieldSeconds(field.key.field, *shares) for field in batch.fields)
+    chunk = DetectedChunk.concatenate([*named, DetectedChunk.failed(batch.failures)])
+    seconds = tuple(ModelSeconds(field.key.field, *shares) for field in batch.fields)
     return replace(chunk, precisions=frozenset([models.precision]), seconds=seconds)
 
 
 def _models(job: Job) -> Models:
     device = resolve_device(job.device)
     classifier = load(job.classifier, device) if job.classifier else None
-    return Models(load(job.detector, device), classifier, job.taxonomy)
+    return Models(load(job.detector, device), classifier)
 
 
 def _passes(fields: Sequence[ReadyField], models: Models, job: Job) -> list[tuple[ReadyField, ...]]:
@@ -165,19 +170,20 @@ def _pixels_of(field: ReadyField, job: Job) -> Pixels:
     return decode_field(field.path.name, content)
 
 
-def _name(field: ReadyField, pixels: Pixels, cells: Detections, um_per_px: float, models: Models) -> CountedChunk:
-    """The cells of one field by the taxonomy's types, with the classifier's scores, NaN where it did not run."""
-    from wbc.cells.classify import classify, name_cells
+def _classify(field: ReadyField, pixels: Pixels, cells: Detections, um_per_px: float, models: Models) -> DetectedChunk:
+    """The boxes of one field with the classes of the detector, and the probabilities of the classifier where it ran.
 
-    names = np.array(models.detector.card.classes, object)[cells.labels - 1]
-    scores = np.full(len(names), np.nan, np.float32)
+    float16 is what is stored: whoever counts, now or later, names cells by the same numbers.
+    """
+    from wbc.cells.classify import classify
+
+    names, kinds = np.array(models.detector.card.classes, object)[cells.labels - 1], models.kinds
+    probabilities = np.full((len(cells), len(kinds.names) if kinds else 0), np.nan, np.float16)
     generic = np.flatnonzero(names == GENERIC)
     if models.classifier is not None and len(generic):
         try:
-            chances = classify(pixels, cells.boxes[generic], um_per_px, models.classifier)
+            probabilities[generic] = classify(pixels, cells.boxes[generic], um_per_px, models.classifier)
         except FloatingPointError as error:
-            return CountedChunk.failed(((field.key.field, str(error)),))
-        card = models.classifier.card
-        names[generic], scores[generic] = name_cells(chances, card.classes, models.taxonomy, card.threshold)
-    types = tuple(models.taxonomy.resolve(name) for name in names)
-    return CountedChunk(np.full(len(cells), field.key.field), cells.boxes, types, cells.scores, scores)
+            return DetectedChunk.failed(((field.key.field, str(error)),))
+    files = (field.path.name,) * len(cells)
+    return DetectedChunk(SlideDetections(files, cells.boxes, tuple(names), cells.scores, probabilities), kinds)

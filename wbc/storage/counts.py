@@ -1,15 +1,15 @@
 """A slide's count in OUT: committed by one rename, read whole, and known for broken where it is.
 
-A count is three files, `OUT/{cells,differentials,slides}/<slide_id>.parquet`, and its row in `slides` holds the digests
-of the other two: files that agree with the row are one count, others are a torn one. `commit` goes these steps, each of
-which either happened or did not, however the run ends:
+A count is five files, `OUT/{cells,differentials,fields,detections,slides}/<slide_id>.parquet`, and its row in `slides`
+holds the digests of the others: files that agree with the row are one count, others are a torn one. `commit` goes these
+steps, each of which either happened or did not, however the run ends:
 
-1. All three new files are written beside their places under names `.….tmp`, which readers of a folder pass over.
+1. All new files are written beside their places under names `.….tmp`, which readers of a folder pass over.
    Only here and in step 2 can the disk be full; the old count then still stands whole.
 2. Where a count with another `count_id` stands, its files are copied to `OUT/history/<count_id>/`, those of them that
    agree with its row; a copy that exists is written again.
-3. The new `cells`, `differentials` and `slides` take the places of the old ones, in this order, each by one renaming:
-   no file is ever missing. The row is the commit.
+3. The new files take the places of the old ones, `slides` last, each by one renaming: no file is ever missing. The row
+   is the commit.
 
 A run that is killed before step 3 leaves the old count, one killed within it a torn count, whose old files are in the
 history already. A torn count does not stand: the next run counts the slide again and ends with the same files. Readers
@@ -18,6 +18,7 @@ need no lock; in the moment between two renamings `read_count` reads again.
 
 import hashlib
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC
 
@@ -26,37 +27,36 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from wbc.storage import atomic
+from wbc.storage.detections import Evidence, evidence_of
 from wbc.storage.layout import TABLES, Layout, TableName
 from wbc.storage.tables import SCHEMAS, DuplicateField, FailedField, Seconds, SlideRow, slides_table
 
 PATIENCE_SECONDS, PAUSE_SECONDS = 1.0, 0.02
-_OTHERS: tuple[TableName, ...] = ("cells", "differentials")
+_OTHERS = tuple(name for name in TABLES if name != "slides")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StandingCount:
-    """The three tables of one count of a slide."""
+    """What one count of a slide says."""
 
     row: SlideRow
     cells: pa.Table
     differentials: pa.Table
 
 
-def commit(out: UPath, cells: pa.Table, differentials: pa.Table, row: SlideRow) -> SlideRow:
-    """Make `row`, with its cells and differentials, the count of its slide, in the steps told at this module's top.
+def commit(out: UPath, tables: Mapping[TableName, pa.Table], row: SlideRow) -> SlideRow:
+    """Make `row`, with its other tables, the count of its slide, in the steps told at this module's top.
 
-    Returns the row with the digests of the two. A count with another `count_id` that stood there goes to the history;
-    one with the same is replaced. Raises ValueError where a table has another schema, OSError where it cannot be
-    written: the old count then stands whole.
+    Returns the row with the digests of the others. A count with another `count_id` that stood there goes to the
+    history; one with the same is replaced. Raises ValueError where a table has another schema, OSError where it cannot
+    be written: the old count then stands whole.
     """
     layout = Layout(out)
-    cells_file, differentials_file = _parquet("cells", cells), _parquet("differentials", differentials)
-    row = replace(row, cells_digest=_digest(cells_file), differentials_digest=_digest(differentials_file))
-    contents = {
-        layout.table("cells", row.slide_id): cells_file,
-        layout.table("differentials", row.slide_id): differentials_file,
-        layout.table("slides", row.slide_id): _parquet("slides", slides_table(row)),
-    }
+    files = {name: _parquet(name, tables[name]) for name in _OTHERS}
+    digests = {_digest_column(name): _digest(file) for name, file in files.items()}
+    row = replace(row, **digests)  # type: ignore[arg-type]
+    contents = {layout.table(name, row.slide_id): file for name, file in files.items()}
+    contents[layout.table("slides", row.slide_id)] = _parquet("slides", slides_table(row))
     with atomic.staged(contents, durable=True):
         _keep_superseded(layout, row.slide_id, row.count_id)
     return row
@@ -95,7 +95,7 @@ def _keep_superseded(layout: Layout, slide_id: str, count_id: str | None) -> Non
     copies = {place.table("slides", slide_id): slides.read_bytes()}
     for name in _OTHERS:
         content = _content(layout.table(name, slide_id))
-        if content is not None and digests[f"{name}_digest"] in (None, _digest(content)):
+        if content is not None and digests[_digest_column(name)] in (None, _digest(content)):
             copies[place.table(name, slide_id)] = content
     with atomic.staged(copies, durable=True):
         pass
@@ -112,7 +112,7 @@ def committed_count_id(out: UPath, slide_id: str) -> str | None:
         return None
     for name in _OTHERS:
         content = _content(layout.table(name, slide_id))
-        if content is None or _digest(content) != digests[f"{name}_digest"]:
+        if content is None or _digest(content) != digests[_digest_column(name)]:
             return None
     return digests["count_id"]
 
@@ -135,32 +135,56 @@ def read_source(out: UPath, slide_id: str) -> str | None:
 
 
 def read_count(out: UPath, slide_id: str) -> StandingCount:
-    """A slide's count, its three files of one commit, also while another process replaces them.
+    """A slide's count, its files of one commit, also while another process replaces them.
 
     Rows without digests, of an older version, are taken at their word. Raises FileNotFoundError where the slide has no
     row, ValueError, after a second, where its files are broken or are not of one count.
     """
+    row, tables = _read_patiently(out, slide_id, ("cells", "differentials"))
+    return StandingCount(row, tables["cells"], tables["differentials"])
+
+
+def read_evidence(out: UPath, slide_id: str) -> tuple[SlideRow, Evidence]:
+    """A slide's row, and what its count was made from, of one commit as `read_count` has it.
+
+    Raises ValueError too where an older version counted the slide, which kept none.
+    """
+    if not has_evidence(read_slide_row(out, slide_id)):
+        raise ValueError("an older version counted it, which kept no detections")
+    row, tables = _read_patiently(out, slide_id, ("fields", "detections"))
+    return row, evidence_of(slide_id, tables["fields"], tables["detections"])
+
+
+def has_evidence(row: SlideRow) -> bool:
+    """Whether what a count was made from was kept beside it: older versions did not."""
+    return row.fields_digest is not None and row.detections_digest is not None
+
+
+def _read_patiently(
+    out: UPath, slide_id: str, names: Sequence[TableName]
+) -> tuple[SlideRow, dict[TableName, pa.Table]]:
+    """A slide's row and some of its tables, of one commit; reads again for a second where they are not."""
     last = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            return _read_once(out, slide_id)
+            return _read_once(out, slide_id, names)
         except ValueError:
             if time.monotonic() > last:
                 raise
         time.sleep(PAUSE_SECONDS)
 
 
-def _read_once(out: UPath, slide_id: str) -> StandingCount:
+def _read_once(out: UPath, slide_id: str, names: Sequence[TableName]) -> tuple[SlideRow, dict[TableName, pa.Table]]:
     row, tables = read_slide_row(out, slide_id), {}
-    for name in _OTHERS:
+    for name in names:
         path = Layout(out).table(name, slide_id)
-        content, digest = _content(path), getattr(row, f"{name}_digest")
+        content, digest = _content(path), getattr(row, _digest_column(name))
         if content is None:
             raise ValueError(f"{str(path)!r} is gone, or cannot be read")
         if digest not in (None, _digest(content)):
             raise ValueError(f"{str(path)!r} is not of the count that the slide's row in slides tells of")
         tables[name] = _table(path, name, content)
-    return StandingCount(row, tables["cells"], tables["differentials"])
+    return row, tables
 
 
 def read_table(out: UPath, table: TableName, slide_id: str) -> pa.Table:
@@ -190,13 +214,17 @@ def _digests(slides: UPath) -> dict[str, str | None] | None:
 
     None where there is no row of a count, or a broken one.
     """
-    columns = ["count_id", "cells_digest", "differentials_digest"]
+    columns = ["count_id", *map(_digest_column, _OTHERS)]
     try:
         (row,) = _parsed(slides.read_bytes(), columns).to_pylist()
     except (OSError, ValueError, pa.ArrowException):
         return None
     is_count = str(row.get("count_id") or "").isalnum()  # a slide that failed may have none
     return {name: row.get(name) for name in columns} if is_count else None
+
+
+def _digest_column(name: TableName) -> str:
+    return f"{name}_digest"
 
 
 def _parquet(name: TableName, table: pa.Table) -> bytes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 from upath import UPath
 
-from wbc.storage.counts import read_count
+from wbc.storage.counts import has_evidence, read_count, read_evidence
 from wbc.storage.layout import TABLES, Layout
 
 
@@ -27,7 +27,8 @@ def inspect(out: UPath) -> Iterator[Finding]:
     slide_ids = layout.slide_ids()
     for slide_id in slide_ids:
         try:
-            read_count(out, slide_id)
+            if has_evidence(read_count(out, slide_id).row):
+                read_evidence(out, slide_id)
         except (OSError, ValueError, pa.ArrowException) as error:
             yield Finding(str(layout.table("slides", slide_id)), f"this count cannot be read: {error}")
     for table in TABLES:

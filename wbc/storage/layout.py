@@ -2,6 +2,7 @@
 
 ```
 OUT/cells, differentials, slides    the tables, a file a slide
+OUT/detections, fields              what they are made from: all that the models said, what became of each field
 OUT/history/<count_id>/…            the tables of a count that another has replaced
 OUT/annotated/<slide_id>/           drawings of the fields
 OUT/pixels/<slide_id>.zarr          pixels that were to be kept
@@ -24,10 +25,10 @@ from wbc.storage import atomic
 from wbc.storage.names import safe_name
 
 logger = logging.getLogger(__name__)
-TableName = Literal["cells", "differentials", "slides"]
+TableName = Literal["cells", "differentials", "fields", "detections", "slides"]
 
 # The row in `slides` is last: it is written last, and goes last.
-TABLES: tuple[TableName, ...] = ("cells", "differentials", "slides")
+TABLES: tuple[TableName, ...] = ("cells", "differentials", "fields", "detections", "slides")
 _STATE = ".wbc"
 _ALWAYS_MADE = (*TABLES, _STATE)
 _FOLDERS = (*_ALWAYS_MADE, "history", "annotated")

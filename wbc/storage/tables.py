@@ -1,6 +1,6 @@
-"""The three tables of a count: their Arrow schemas, and how one is built from cells, a differential, a slide's row."""
+"""The tables of a count: their Arrow schemas, and how one is built from cells, a differential, a slide's row."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from wbc.storage.layout import TableName
 from wbc.storage.names import encodable
-from wbc.types import Differential, DifferentialRow, Precision, ScaleFrom
+from wbc.types import CellNames, Differential, DifferentialRow, Precision, ScaleFrom
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +41,50 @@ class Seconds:
     total: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class FieldSeconds:
+    """Where the time of a field went, in seconds; its share where several went through a model together."""
+
+    decode: float = 0.0
+    store: float = 0.0
+    detect: float = 0.0
+    classify: float = 0.0
+
+
+_BOX = [(side, pa.float32()) for side in ("x0", "y0", "x1", "y1")]
 _CELLS = [
     *((name, pa.string()) for name in ("slide_id", "field")),
     ("cell_id", pa.int32()),
-    *((side, pa.float32()) for side in ("x0", "y0", "x1", "y1")),
+    *_BOX,
     ("cell_type", pa.dictionary(pa.int32(), pa.string())),
     *((name, pa.float32()) for name in ("score", "type_score")),
+    ("second_type", pa.dictionary(pa.int32(), pa.string())),
+    ("second_score", pa.float32()),
 ]
 _DIFFERENTIALS = [
     *((name, pa.string()) for name in ("slide_id", "cell_type", "lineage")),
     ("count", pa.int64()),
     ("in_differential", pa.bool_()),
     *((name, pa.float64()) for name in ("percent", "ci_low", "ci_high")),
+]
+_DETECTIONS = [
+    *((name, pa.string()) for name in ("slide_id", "field")),
+    ("detection_id", pa.int32()),
+    *_BOX,
+    ("detector_class", pa.dictionary(pa.int32(), pa.string())),
+    ("score", pa.float32()),
+    ("kinds", pa.list_(pa.string())),
+    ("probabilities", pa.list_(pa.float16())),
+    ("detections_id", pa.dictionary(pa.int32(), pa.string())),
+]
+_FIELDS = [
+    *((name, pa.string()) for name in ("slide_id", "field", "digest")),
+    *((name, pa.int64()) for name in ("height_px", "width_px")),
+    ("um_per_px", pa.float64()),
+    ("scale_from", pa.string()),
+    ("n_cells", pa.int64()),
+    *((name, pa.string()) for name in ("status", "reason", "duplicate_of")),
+    ("seconds", pa.struct([(stage.name, pa.float64()) for stage in fields(FieldSeconds)])),
 ]
 _SLIDES = [
     *((name, pa.string()) for name in ("slide_id", "count_id")),
@@ -74,10 +106,13 @@ _SLIDES = [
     ("reason", pa.string()),
     ("duplicate_fields", pa.list_(pa.struct([(part.name, pa.string()) for part in fields(DuplicateField)]))),
     ("source", pa.string()),
+    *((name, pa.string()) for name in ("run_id", "fields_digest", "detections_digest")),
 ]
 SCHEMAS: dict[TableName, pa.Schema] = {
     "cells": pa.schema(_CELLS),
     "differentials": pa.schema(_DIFFERENTIALS),
+    "fields": pa.schema(_FIELDS),
+    "detections": pa.schema(_DETECTIONS),
     "slides": pa.schema(_SLIDES),
 }
 
@@ -86,9 +121,9 @@ SCHEMAS: dict[TableName, pa.Schema] = {
 class SlideRow:
     """A slide's row in `slides`, field by field the table's columns. `count_id` is letters and digits alone.
 
-    `cells_digest` and `differentials_digest` are the SHA-256 of the slide's other two files, which `commit` fills in;
-    a row that was written before there were such columns has None. `reason` says why a slide failed as a whole; one
-    whose worker died, say, has no `count_id`: the next run counts it. `source` is the address of the slide's folder.
+    `cells_digest` and its like are the SHA-256 of the slide's other files, which `commit` fills in; a row that was
+    written before there were such columns has None. `reason` says why a slide failed as a whole; one whose worker
+    died, say, has no `count_id`: the next run counts it. `source` is the address of the slide's folder.
 
     Raises ValueError for another `count_id` (it names a folder) and for a `counted_at` without a time zone.
     """
@@ -123,6 +158,9 @@ class SlideRow:
     reason: str | None = None
     duplicate_fields: tuple[DuplicateField, ...] = ()
     source: str | None = None
+    run_id: str | None = None
+    fields_digest: str | None = None
+    detections_digest: str | None = None
 
     def __post_init__(self) -> None:
         if self.count_id is not None and not self.count_id.isalnum():
@@ -135,30 +173,41 @@ def cells_table(
     slide_id: str,
     field_names: Sequence[str],
     boxes: NDArray[np.float32],
-    cell_types: Sequence[str],
     scores: NDArray[np.float32],
-    type_scores: NDArray[np.float32],
+    names: CellNames,
 ) -> pa.Table:
     """The `cells` of a slide, numbered from 0 in the order given.
 
-    Per cell: file name of its field, box (N, 4) x0,y0,x1,y1 in field px, cell type, detector's score and classifier's
-    score (NaN where it did not run: null in the table). Raises ValueError where the lengths differ.
+    Per cell: file name of its field, box (N, 4) x0,y0,x1,y1 in field px, detector's score, and what it is called (a
+    NaN is a null in the table). Raises ValueError where the lengths differ.
     """
     n = len(field_names)
-    if boxes.shape != (n, 4) or not n == len(cell_types) == len(scores) == len(type_scores):
+    if boxes.shape != (n, 4) or not n == len(scores) == len(names.types) == len(names.scores):
         raise ValueError(
-            f"{n} fields, boxes {boxes.shape}, {len(cell_types)} types, {len(scores)} and {len(type_scores)} scores"
+            f"{n} fields, boxes {boxes.shape}, {len(names.types)} types, {len(scores)} and {len(names.scores)} scores"
         )
     columns = [
         pa.array([slide_id] * n, pa.string()),
         pa.array([arrow_text(name) for name in field_names], pa.string()),
         np.arange(n, dtype=np.int32),
-        *(np.ascontiguousarray(boxes[:, side]) for side in range(4)),
-        pa.array(list(cell_types), pa.string()).dictionary_encode(),
+        *sides(boxes),
+        words(names.types),
         scores,
-        pa.array(type_scores, pa.float32(), from_pandas=True),
+        pa.array(names.scores, pa.float32(), from_pandas=True),
+        words(names.second_types),
+        pa.array(names.second_scores, pa.float32(), from_pandas=True),
     ]
     return pa.table(columns, schema=SCHEMAS["cells"])
+
+
+def sides(boxes: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """The columns x0, y0, x1, y1 of boxes (N, 4)."""
+    return [np.ascontiguousarray(boxes[:, side]) for side in range(4)]
+
+
+def words(values: Iterable[str | None]) -> pa.Array:
+    """A column of few different words."""
+    return pa.array(list(values), pa.string()).dictionary_encode()
 
 
 def differentials_table(slide_id: str, differential: Differential) -> pa.Table:

@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wbc.cells.classify import classify, name_cells, predict
+from wbc.cells.classify import classify, predict
+from wbc.cells.naming import name_cells
 from wbc.models import builders
 from wbc.models.cards import ModelCard
 from wbc.models.registry import LoadedModel
@@ -72,8 +76,8 @@ def test_a_crop_and_its_mirror_image_are_named_alike() -> None:
 def test_no_boxes_no_names() -> None:
     chances = classify(np.zeros((50, 50, 3), np.uint8), np.zeros((0, 4), np.float32), 0.2, named(Reddest()))
     assert chances.shape == (0, 2)
-    names, scores = name_cells(chances, ("lymphocyte", "monocyte"), load_taxonomy("blood"), 0.4)
-    assert len(names) == len(scores) == 0
+    names = name_cells(chances, ("lymphocyte", "monocyte"), load_taxonomy("blood"), 0.4)
+    assert len(names.types) == len(names.scores) == len(names.second_types) == len(names.second_scores) == 0
 
 
 # Naming
@@ -82,40 +86,54 @@ CLASSES = ("band_neutrophil", "segmented_neutrophil", "myelocyte", "promyelocyte
 
 
 @pytest.mark.parametrize(
-    ("chances", "name", "score"),
+    ("chances", "name", "score", "second", "second_score"),
     [
-        ((0.3, 0.5, 0.1, 0.1, 0.0), "segmented_neutrophil", 0.5),
-        ((0.38, 0.23, 0.0, 0.03, 0.36), "neutrophil", 0.61),
-        ((0.29, 0.28, 0.01, 0.03, 0.39), "neutrophil", 0.57),
-        ((0.05, 0.0, 0.35, 0.25, 0.35), "immature_granulocyte", 0.6),
-        ((0.2, 0.15, 0.15, 0.15, 0.35), "unidentified", 0.35),
+        ((0.3, 0.5, 0.1, 0.1, 0.0), "segmented_neutrophil", 0.5, "band_neutrophil", 0.3),
+        ((0.38, 0.23, 0.0, 0.03, 0.36), "neutrophil", 0.61, "eosinophil", 0.36),
+        ((0.29, 0.28, 0.01, 0.03, 0.39), "neutrophil", 0.57, "eosinophil", 0.39),
+        ((0.05, 0.0, 0.35, 0.25, 0.35), "immature_granulocyte", 0.6, "eosinophil", 0.35),
+        ((0.2, 0.15, 0.15, 0.15, 0.35), "unidentified", 0.35, "eosinophil", 0.35),
     ],
 )
 def test_a_cell_between_two_types_of_one_parent_has_the_parents_name(
-    chances: tuple[float, ...], name: str, score: float
+    chances: tuple[float, ...], name: str, score: float, second: str, second_score: float
 ) -> None:
-    names, scores = name_cells(np.array([chances], np.float32), CLASSES, load_taxonomy("blood"), 0.4)
-    assert names.tolist() == [name]
-    assert scores == pytest.approx([score], abs=1e-6)
+    names = name_cells(np.array([chances], np.float32), CLASSES, load_taxonomy("blood"), 0.4)
+    assert (names.types.tolist(), names.second_types.tolist()) == ([name], [second])
+    assert names.scores == pytest.approx([score], abs=1e-6)
+    assert names.second_scores == pytest.approx([second_score], abs=1e-6)
 
 
 def test_a_parent_of_all_classes_names_nothing() -> None:
     chances = np.array([[0.5, 0.5]], np.float32)
-    names, scores = name_cells(chances, CLASSES[:2], load_taxonomy("blood"), 0.6)
-    assert (names.tolist(), scores.tolist()) == (["unidentified"], [0.5])
+    names = name_cells(chances, CLASSES[:2], load_taxonomy("blood"), 0.6)
+    assert (names.types.tolist(), names.scores.tolist()) == (["unidentified"], [0.5])
 
 
 def test_aliases_of_one_type_are_summed_before_the_threshold() -> None:
     chances = np.array([[0.38, 0.37, 0.05, 0.05, 0.15], [0.1, 0.1, 0.1, 0.0, 0.7]], np.float32)
     classes = ("band_neutrophil", "segmented_neutrophil", "lymphocyte", "monocyte", "erythroblast")
-    names, scores = name_cells(chances, classes, load_taxonomy("wang2021"), 0.4)
-    assert names.tolist() == ["granulocyte", "erythrocyte"]
-    assert scores == pytest.approx([0.75, 0.7], abs=1e-6)
+    names = name_cells(chances, classes, load_taxonomy("wang2021"), 0.4)
+    assert names.types.tolist() == ["granulocyte", "erythrocyte"]
+    assert names.scores == pytest.approx([0.75, 0.7], abs=1e-6)
+    assert names.second_types.tolist() == ["erythrocyte", "granulocyte"]
+    assert names.second_scores == pytest.approx([0.15, 0.2], abs=1e-6)
 
 
-def test_classes_that_all_mean_one_type_name_it() -> None:
-    names, scores = name_cells(np.array([[0.5, 0.5]], np.float32), CLASSES[:2], load_taxonomy("wang2021"), 0.6)
-    assert (names.tolist(), scores.tolist()) == (["granulocyte"], [1.0])
+def test_classes_that_all_mean_one_type_name_it_and_no_second() -> None:
+    names = name_cells(np.array([[0.5, 0.5]], np.float32), CLASSES[:2], load_taxonomy("wang2021"), 0.6)
+    assert (names.types.tolist(), names.scores.tolist()) == (["granulocyte"], [1.0])
+    assert names.second_types.tolist() == [None]
+    assert np.isnan(names.second_scores).all()
+
+
+@given(arrays(np.float16, (7, 5), elements=st.floats(0, 1, width=16)), st.floats(0, 1))
+def test_a_cells_name_does_not_hang_on_the_cells_beside_it(chances: NDArray[np.float16], threshold: float) -> None:
+    together = name_cells(chances, CLASSES, load_taxonomy("blood"), threshold)
+    for i in range(len(chances)):
+        alone = name_cells(chances[i : i + 1], CLASSES, load_taxonomy("blood"), threshold)
+        assert (alone.types[0], alone.scores[0]) == (together.types[i], together.scores[i])
+        assert (alone.second_types[0], alone.second_scores[0]) == (together.second_types[i], together.second_scores[i])
 
 
 class Nothing(nn.Module):

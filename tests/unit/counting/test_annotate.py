@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
+from counted import called, count_tables
 from PIL import Image
 from upath import UPath
 
@@ -64,9 +65,8 @@ def counted(
         slide.slide_id,
         [name for name in good for _ in BOXES],
         np.tile(np.array([*BOXES.values()], np.float32), (len(good), 1)),
-        types,
         np.full(len(types), 0.9, np.float32),
-        np.array([0.8, np.nan, np.nan] * len(good), np.float32),
+        called(types, [0.8, np.nan, np.nan] * len(good)),
     )
     result = differential_of(types, own, len(failed))
     row = SlideRow(
@@ -92,7 +92,7 @@ def counted(
         wbc_version="0",
         seconds=Seconds(),
     )
-    commit(out, table, tables.differentials_table(slide.slide_id, result), row)
+    commit(out, count_tables(table, tables.differentials_table(slide.slide_id, result)), row)
     return slide
 
 

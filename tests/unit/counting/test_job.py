@@ -11,11 +11,20 @@ from upath import UPath
 
 from wbc.cells.tiles import TileSettings
 from wbc.counting import job as job_room
-from wbc.counting.job import CountSettings, Job, WorkSettings, count_id, is_count_of
+from wbc.counting.job import (
+    LOWEST_SCORE,
+    CountSettings,
+    Job,
+    WorkSettings,
+    are_detections_of,
+    count_id,
+    detections_id,
+    is_count_of,
+)
 from wbc.models.cards import ModelCard
 from wbc.models.registry import ModelRef
 from wbc.taxonomy import CellType, Taxonomy, Threshold, load_taxonomy
-from wbc.types import UM_PER_PX_RANGE, Slide
+from wbc.types import UM_PER_PX_RANGE, Precision, Slide
 
 text = st.text("abcdefgh", min_size=1, max_size=8)
 sides, numbers = st.integers(1, 4096), st.floats(0.01, 2.0)
@@ -87,7 +96,12 @@ def identity(
     model = ModelRef("m", replace(CARD_NOW, **card).digest)
     chosen = CountSettings(tiles=TileSettings(**tiles), **count)
     job = replace(Job(UPath("out"), model, model, taxonomy, chosen), **how)
-    return count_id(Slide("s", (), um_per_px), sha256, job, "float32")
+    return id_of(Slide("s", (), um_per_px), sha256, job, "float32")
+
+
+def id_of(slide: Slide, sha256: Mapping[str, str], job: Job, precision: Precision | None) -> str:
+    made_from = detections_id(slide, sha256, job, precision)
+    return count_id(made_from, job.taxonomy, job.settings.min_score)
 
 
 def one_of(entries: Mapping[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
@@ -151,10 +165,31 @@ def test_models_number_format_and_counting_version_change_it(monkeypatch: pytest
     job = Job(UPath("out"), one, one, BLOOD)
     slide, sha256 = Slide("s", ()), {"a.png": "0"}
     jobs = [job, replace(job, detector=other), replace(job, classifier=other), replace(job, classifier=None)]
-    ids = [count_id(slide, sha256, j, f) for j in jobs for f in ("float32", "bfloat16", "mixed", None)]
+    ids = [id_of(slide, sha256, j, f) for j in jobs for f in ("float32", "bfloat16", "mixed", None)]
     assert len(set(ids)) == 16
     assert all(is_count_of(own_id, slide, sha256, job) for own_id in ids[:4])
     assert not any(is_count_of(own_id, slide, sha256, job) for own_id in [None, *ids[4:]])
-    assert count_id(slide, sha256, replace(job, detector=replace(one, reference="n")), "float32") == ids[0]
+    assert id_of(slide, sha256, replace(job, detector=replace(one, reference="n")), "float32") == ids[0]
     monkeypatch.setattr(job_room, "COUNTING_VERSION", job_room.COUNTING_VERSION + 1)
     assert not any(is_count_of(own_id, slide, sha256, job) for own_id in ids)
+
+
+def test_scores_and_taxonomies_are_counted_from_the_same_detections() -> None:
+    model, slide, sha256 = ModelRef("m", "1" * 64), Slide("s", ()), {"a.png": "0"}
+    job = Job(UPath("out"), model, model, BLOOD)
+    own = detections_id(slide, sha256, job, "float32")
+    for score in (LOWEST_SCORE, 0.3, 1.0):
+        other = replace(job, settings=CountSettings(min_score=score), taxonomy=load_taxonomy("wang2021"))
+        assert are_detections_of(own, slide, sha256, other)
+        assert not is_count_of(count_id(own, BLOOD, 0.7), slide, sha256, other)
+    others = [
+        replace(job, settings=CountSettings(min_score=LOWEST_SCORE / 2)),
+        replace(job, settings=CountSettings(look_fields=2)),
+        replace(job, settings=CountSettings(tiles=TileSettings(margin_px=5))),
+        replace(job, detector=ModelRef("m", "2" * 64)),
+        replace(job, classifier=None),
+    ]
+    assert not any(are_detections_of(own, slide, sha256, other) for other in others)
+    assert not are_detections_of(own, slide, {"a.png": "1"}, job)
+    assert not are_detections_of(own, replace(slide, um_per_px=0.2), sha256, job)
+    assert not are_detections_of(None, slide, sha256, job)

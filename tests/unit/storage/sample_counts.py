@@ -6,12 +6,14 @@ from datetime import UTC, datetime
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from counted import called, count_tables
 from upath import UPath
 
 from wbc.storage.counts import commit
-from wbc.storage.layout import Layout
+from wbc.storage.detections import FieldRow
+from wbc.storage.layout import Layout, TableName
 from wbc.storage.stamps import FieldRecord, write_stamps
-from wbc.storage.tables import FailedField, Seconds, SlideRow, cells_table, differentials_table
+from wbc.storage.tables import FailedField, FieldSeconds, Seconds, SlideRow, cells_table, differentials_table
 from wbc.types import Differential, DifferentialRow, Slide
 
 
@@ -55,17 +57,23 @@ def cells(n: int, slide_id: str = "s1") -> pa.Table:
         slide_id,
         [names[i % 2] for i in range(n)],
         np.arange(4 * n, dtype=np.float32).reshape(n, 4),
-        ["rbc" if i % 3 else "eosinophil" for i in range(n)],
         np.linspace(0, 1, n, dtype=np.float32),
-        np.where(np.arange(n) % 3, np.nan, 0.5).astype(np.float32),
+        called(["rbc" if i % 3 else "eosinophil" for i in range(n)], [np.nan if i % 3 else 0.5 for i in range(n)]),
     )
+
+
+def sample_tables(n_cells: int, n: int | None = None, slide_id: str = "s1") -> dict[TableName, pa.Table]:
+    """The tables of a count beside its row, with `n` cells in the differential, else as many as cells."""
+    rows = differentials_table(slide_id, differential(n_cells if n is None else n))
+    fields = [FieldRow("a.jpg", "0" * 64, "counted", FieldSeconds(), 240, 320, n_cells=n_cells)]
+    return count_tables(cells(n_cells, slide_id), rows, fields)
 
 
 def count(out: UPath, count_id: str, n: int, slide_id: str = "s1") -> None:
     """What a run does for a slide."""
     Layout(out).sweep()
     write_stamps(out, Slide(slide_id, ()), {"a.jpg": FieldRecord(n, str(n), "0" * 64)})
-    commit(out, cells(n, slide_id), differentials_table(slide_id, differential(n)), slide_row(count_id, n, slide_id))
+    commit(out, sample_tables(n, slide_id=slide_id), slide_row(count_id, n, slide_id))
 
 
 def read_differentials(out: UPath) -> pd.DataFrame:

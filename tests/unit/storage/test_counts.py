@@ -15,14 +15,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sample_counts import cells, contents, count, differential, read_differentials, slide_row, temporaries
+from sample_counts import contents, count, read_differentials, sample_tables, slide_row, temporaries
 from upath import UPath
 
 from wbc.storage import counts
-from wbc.storage.counts import commit, committed_count_id, read_count, read_slide_row
+from wbc.storage.counts import commit, committed_count_id, has_evidence, read_count, read_evidence, read_slide_row
 from wbc.storage.layout import TABLES, Layout, TableName
 from wbc.storage.names import safe_name
-from wbc.storage.tables import differentials_table
 
 
 @pytest.fixture
@@ -37,6 +36,7 @@ def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 COUNTED = {"c1": 5, "c2": 9}
+OTHERS = [name for name in TABLES if name != "slides"]
 
 # One count a slide
 
@@ -65,7 +65,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("table", ["cells", "differentials"])
+@pytest.mark.parametrize("table", OTHERS)
 @pytest.mark.parametrize("damage", ["gone", "cut short", "emptied", "of another count"])
 def test_a_count_with_a_broken_table_does_not_stand_and_is_refused_by_name(
     out: UPath, table: TableName, damage: str
@@ -78,13 +78,13 @@ def test_a_count_with_a_broken_table_does_not_stand_and_is_refused_by_name(
     path.unlink() if damage == "gone" else path.write_bytes(damaged[damage])
     assert committed_count_id(out, "s1") is None
     with pytest.raises(ValueError, match=rf"{table}/s1\.parquet"):
-        read_count(out, "s1")
+        (read_count if table in ("cells", "differentials") else read_evidence)(out, "s1")
     count(out, "c2", 9)
     assert committed_count_id(out, "s1") == "c2"
-    assert len(read_count(out, "s1").cells) == 9
+    assert len(read_count(out, "s1").cells) == len(read_evidence(out, "s1")[1].detections) == 9
 
 
-@pytest.mark.parametrize("table", ["cells", "differentials"])
+@pytest.mark.parametrize("table", OTHERS)
 def test_a_broken_table_does_not_go_to_the_history(out: UPath, table: TableName) -> None:
     count(out, "c1", 5)
     Layout(out).table(table, "s1").write_bytes(b"PAR1 broken")
@@ -98,9 +98,12 @@ def test_a_count_of_an_older_version_is_read_and_counted_again(out: UPath) -> No
     path = Layout(out).table("slides", "s1")
     row = pq.ParquetFile(pa.BufferReader(path.read_bytes())).read()
     sink = pa.BufferOutputStream()
-    pq.write_table(row.drop_columns(["cells_digest", "differentials_digest"]), sink)
+    pq.write_table(row.drop_columns([f"{name}_digest" for name in OTHERS]), sink)
     path.write_bytes(sink.getvalue().to_pybytes())
     assert read_count(out, "s1").row.cells_digest is None
+    assert not has_evidence(read_count(out, "s1").row)
+    with pytest.raises(ValueError, match="an older version counted it, which kept no detections"):
+        read_evidence(out, "s1")
     assert len(read_count(out, "s1").cells) == 5
     assert committed_count_id(out, "s1") is None
     count(out, "c2", 9)
@@ -114,7 +117,7 @@ def test_readers_beside_a_recount_miss_nothing_and_see_one_count_at_a_time(local
     def recount() -> None:
         for count_id in itertools.cycle(["c2", "c1"]):
             n = COUNTED[count_id]
-            commit(local_out, cells(n), differentials_table("s1", differential(n)), slide_row(count_id, n))
+            commit(local_out, sample_tables(n), slide_row(count_id, n))
             if done.is_set():
                 return
 
@@ -212,12 +215,15 @@ def reader_sees_one_whole_count(out: UPath, allowed: set[str]) -> None:
             read_count(out, "s1")
         kept = read_count(Layout(out).history(torn).out, "s1")
         assert (kept.row.count_id, len(kept.cells)) == (torn, COUNTED[torn])
+        assert len(read_evidence(Layout(out).history(torn).out, "s1")[1].detections) == COUNTED[torn]
     else:
         assert count_id in allowed
         whole, n = read_count(out, "s1"), COUNTED[count_id]
         assert frame["count"].tolist() == whole.differentials["count"].to_pylist() == [n, 7]
         assert len(pd.read_parquet(Path(out.path) / "cells")) == len(whole.cells) == n
         assert whole.row.n_differential == n
+        row, evidence = read_evidence(out, "s1")
+        assert (row.count_id, len(evidence.detections), evidence.fields[0].n_cells) == (count_id, n, n)
 
 
 @pytest.mark.parametrize("n_kills", [1, 2])
@@ -285,7 +291,7 @@ def files_no_larger_than(size: int) -> Iterator[None]:
 def test_disk_full_leaves_the_old_count_whole(local_out: UPath) -> None:
     count(local_out, "c1", 5)
     before = contents(local_out)
-    new = cells(4000), differentials_table("s1", differential(9)), slide_row("c2", 9)
+    new = sample_tables(4000, 9), slide_row("c2", 9)
     with files_no_larger_than(15_000), pytest.raises(OSError, match=r"cannot be written: File too large.*cells/s1"):
         commit(local_out, *new)
     assert contents(local_out) == before
@@ -293,7 +299,7 @@ def test_disk_full_leaves_the_old_count_whole(local_out: UPath) -> None:
     assert committed_count_id(local_out, "s1") == "c2"
 
 
-@pytest.mark.parametrize("full_at", range(6))
+@pytest.mark.parametrize("full_at", range(2 * len(TABLES)))
 def test_disk_full_at_any_file_leaves_the_old_count_whole(
     local_out: UPath, monkeypatch: pytest.MonkeyPatch, full_at: int
 ) -> None:
@@ -308,7 +314,7 @@ def test_disk_full_at_any_file_leaves_the_old_count_whole(
 
     monkeypatch.setattr(os, "fsync", filling)
     with pytest.raises(OSError, match="cannot be written: No space left on device"):
-        commit(local_out, cells(9), differentials_table("s1", differential(9)), slide_row("c2", 9))
+        commit(local_out, sample_tables(9), slide_row("c2", 9))
     after = contents(local_out)
     assert {name: content for name, content in after.items() if "history" not in name} == before
     assert not temporaries(local_out)

@@ -9,7 +9,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sample_counts import cells, contents, count, differential, read_differentials, slide_row
+from counted import called
+from sample_counts import contents, count, read_differentials, sample_tables, slide_row
 from upath import UPath
 
 from wbc.storage.counts import commit, committed_count_id, read_slide_row
@@ -34,6 +35,21 @@ def test_columns_and_types_are_the_contract(local_out: UPath) -> None:
         *("x0: float", "y0: float", "x1: float", "y1: float"),
         "cell_type: dictionary<values=string, indices=int32, ordered=0>",
         *("score: float", "type_score: float"),
+        "second_type: dictionary<values=string, indices=int32, ordered=0>",
+        "second_score: float",
+    ]
+    assert columns["detections"] == [
+        *("slide_id: string", "field: string", "detection_id: int32"),
+        *("x0: float", "y0: float", "x1: float", "y1: float"),
+        "detector_class: dictionary<values=string, indices=int32, ordered=0>",
+        *("score: float", "kinds: list<element: string>", "probabilities: list<element: halffloat>"),
+        "detections_id: dictionary<values=string, indices=int32, ordered=0>",
+    ]
+    assert columns["fields"] == [
+        *("slide_id: string", "field: string", "digest: string", "height_px: int64", "width_px: int64"),
+        *("um_per_px: double", "scale_from: string", "n_cells: int64"),
+        *("status: string", "reason: string", "duplicate_of: string"),
+        "seconds: struct<decode: double, store: double, detect: double, classify: double>",
     ]
     assert columns["differentials"] == [
         *("slide_id: string", "cell_type: string", "lineage: string", "count: int64", "in_differential: bool"),
@@ -54,6 +70,7 @@ def test_columns_and_types_are_the_contract(local_out: UPath) -> None:
         "reason: string",
         "duplicate_fields: list<element: struct<field: string, same_as: string>>",
         "source: string",
+        *("run_id: string", "fields_digest: string", "detections_digest: string"),
     ]
     assert pq.ParquetFile(Layout(local_out).table("cells", "s1")).metadata.row_group(0).column(0).compression == "ZSTD"
 
@@ -94,9 +111,9 @@ def test_slide_row_comes_back_as_it_went(out: UPath) -> None:
         slide_row("c1", 5),
         replace(slide_row("c2", 0), um_per_px=None, scale_from=None, failed_fields=(), flags=()),
     ):
-        committed = commit(out, cells(0), differentials_table("s1", differential(0)), row)
+        committed = commit(out, sample_tables(0), row)
         assert read_slide_row(out, "s1") == committed
-        assert replace(committed, cells_digest=None, differentials_digest=None) == row
+        assert replace(committed, **{f"{name}_digest": None for name in TABLES if name != "slides"}) == row
 
 
 def test_slide_row_that_is_missing_or_broken(out: UPath) -> None:
@@ -110,26 +127,26 @@ def test_slide_row_that_is_missing_or_broken(out: UPath) -> None:
 
 def test_no_cells_and_no_kinds(out: UPath) -> None:
     empty = Differential("blood", (), 0, 0, 0, None, None, None, None, ("no_cells",))
-    commit(out, cells(0), differentials_table("s1", empty), slide_row("c1", 0))
+    commit(out, sample_tables(0) | {"differentials": differentials_table("s1", empty)}, slide_row("c1", 0))
     assert committed_count_id(out, "s1") == "c1"
     assert read_differentials(out).empty
 
 
 def test_field_name_that_is_no_utf8_is_written() -> None:
-    table = cells_table("s1", ["a\udcff.jpg"], np.zeros((1, 4), np.float32), ["rbc"], *[np.zeros(1, np.float32)] * 2)
+    boxes, scores = np.zeros((1, 4), np.float32), np.zeros(1, np.float32)
+    table = cells_table("s1", ["a\udcff.jpg"], boxes, scores, called(["rbc"], [0.5]))
     assert table["field"].to_pylist() == ["a\\udcff.jpg"]
 
 
 def test_impossible_tables_are_refused(out: UPath) -> None:
     two = np.zeros(2, np.float32)
     with pytest.raises(ValueError, match="1 fields, boxes"):
-        cells_table("s1", ["a"], np.zeros((2, 4), np.float32), ["rbc"], two, two)
-    rows = differentials_table("s1", differential(1))
+        cells_table("s1", ["a"], np.zeros((2, 4), np.float32), two, called(["rbc"], [0.5]))
     with pytest.raises(ValueError, match="a table of cells has columns"):
-        commit(out, pa.table({"x": [1]}), rows, slide_row("c1", 1))
+        commit(out, sample_tables(1) | {"cells": pa.table({"x": [1]})}, slide_row("c1", 1))
     for unsafe in ("a/b", "_a"):
         with pytest.raises(ValueError, match=f"'{unsafe}' is no safe file name"):
-            commit(out, cells(1), rows, slide_row("c1", 1, unsafe))
+            commit(out, sample_tables(1), slide_row("c1", 1, unsafe))
     assert not out.exists() or contents(out) == {}
     with pytest.raises(ValueError, match=r"count_id '\.\./x'"):
         slide_row("../x", 1)

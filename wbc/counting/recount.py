@@ -1,0 +1,129 @@
+"""Slides counted again from the detections that stand in OUT, for another score or taxonomy: no model, no field."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from upath import UPath
+
+from wbc.counting.handover import SlideOutcome, outcome_of
+from wbc.counting.job import COUNTING_VERSION, Job, are_detections_of, new_run_id, taxonomy_digest
+from wbc.counting.record import occasion_of, rules_of
+from wbc.counting.tally import Rules, Tally, tally
+from wbc.storage.counts import commit, committed_count_id, read_evidence, read_slide_row
+from wbc.storage.detections import Evidence
+from wbc.storage.layout import Layout
+from wbc.storage.lock import holding
+from wbc.storage.stamps import known_digests
+from wbc.storage.tables import Seconds, SlideRow
+from wbc.taxonomy import Taxonomy, load_taxonomy, shipped_taxonomies
+from wbc.types import Slide
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a recount changes; None leaves it as each slide was counted."""
+
+    taxonomy: Taxonomy | None = None
+    min_score: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_score is not None and not 0 <= self.min_score <= 1:
+            raise ValueError(f"min_score {self.min_score} is not between 0 and 1")
+
+
+def recount_slides(out: UPath, slide_ids: Sequence[str], change: Change) -> list[SlideOutcome]:
+    """Count slides of an OUT again, as its one writer; a slide for which that cannot be done keeps its count.
+
+    Its outcome then says why. Raises OutInUse where another run writes there, OSError where nothing can be written.
+    """
+    run_id, outcomes = new_run_id(), []
+    with holding(out, run_id) as hold:
+        Layout(out).sweep()
+        for slide_id in slide_ids:
+            outcomes.append(_recount(out, slide_id, change, run_id))
+            hold.check()
+    return outcomes
+
+
+def recounted(slide: Slide, job: Job) -> SlideOutcome | None:
+    """The outcome of a slide counted again from the detections that stand, for another score or taxonomy.
+
+    None where they are not those that `job` would make, or cannot be counted so. Opens no field and runs no model.
+    """
+    known = None if job.force or job.verify else known_digests(job.out, slide)
+    try:
+        return None if known is None else recount_fitting(slide, known, job)
+    except OSError as error:  # who counts it from its pixels will tell
+        logger.warning("%s: not counted from its detections: %s", slide.slide_id, error)
+        return None
+
+
+def recount_fitting(slide: Slide, digests: Mapping[str, str], job: Job) -> SlideOutcome | None:
+    """Count a slide again from the detections that stand, where they are those that `job` would make of its fields.
+
+    `digests` are of the fields, by file name. None where they are not. Raises OSError where nothing can be written.
+    """
+    began = time.monotonic()
+    if committed_count_id(job.out, slide.slide_id) is None:
+        return None
+    try:
+        row, evidence = read_evidence(job.out, slide.slide_id)
+    except ValueError:
+        return None
+    if not are_detections_of(evidence.origin.detections_id, slide, digests, job):
+        return None
+    return _commit(job.out, row, tally(evidence, rules_of(job), occasion_of(slide.source, job.run_id)), began)
+
+
+def _recount(out: UPath, slide_id: str, change: Change, run_id: str) -> SlideOutcome:
+    began = time.monotonic()
+    try:
+        row = read_slide_row(out, slide_id)
+    except ValueError as error:
+        return SlideOutcome(slide_id, "failed", 0, 0, (), 0.0, str(error))
+    try:
+        _, evidence = read_evidence(out, slide_id)
+        _check_whole(out, evidence)
+        result = tally(evidence, _rules(row, change), occasion_of(row.source, run_id))
+    except ValueError as error:
+        return replace(outcome_of(row, "unchanged", 0.0), reason=f"not recounted: {error}; `wbc count` counts it anew")
+    return _commit(out, row, result, began)
+
+
+def _check_whole(out: UPath, evidence: Evidence) -> None:
+    """Raises ValueError where the evidence is no whole count's of this version."""
+    if evidence.origin.detections_id is None or committed_count_id(out, evidence.slide_id) is None:
+        raise ValueError("no whole count of it stands")
+    if evidence.origin.counting_version != COUNTING_VERSION:
+        raise ValueError("its detections were made by another version of the way of counting")
+
+
+def _rules(row: SlideRow, change: Change) -> Rules:
+    """The rules by which a slide was counted, changed as asked for."""
+    min_score = row.min_score if change.min_score is None else change.min_score
+    taxonomy = change.taxonomy or _taxonomy_of(row)
+    if min_score is None:
+        raise ValueError("its row tells no lowest score")
+    return Rules(taxonomy, min_score)
+
+
+def _taxonomy_of(row: SlideRow) -> Taxonomy:
+    """The taxonomy that a slide was counted by; ValueError where it is none of those that come along."""
+    if row.taxonomy in shipped_taxonomies():
+        taxonomy = load_taxonomy(row.taxonomy)
+        if taxonomy_digest(taxonomy) == row.taxonomy_digest:
+            return taxonomy
+    raise ValueError(f"it was counted by a taxonomy {row.taxonomy!r} that did not come along: name its file")
+
+
+def _commit(out: UPath, standing: SlideRow, result: Tally, began: float) -> SlideOutcome:
+    """Commit a count unless it is the one that stands."""
+    if (result.row.count_id, result.row.source) == (standing.count_id, standing.source):
+        return outcome_of(standing, "unchanged", time.monotonic() - began)
+    seconds = time.monotonic() - began
+    row = replace(result.row, seconds=Seconds(write=seconds, total=seconds))
+    return outcome_of(commit(out, result.tables, row), "counted", time.monotonic() - began)

@@ -1,0 +1,143 @@
+"""A slide's count as a function of its evidence: of what the models said and became of its fields, of taxonomy and
+score. It opens no file and runs no model, so that a count from pixels and a recount are one and the same.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import numpy as np
+import pyarrow as pa
+
+from wbc import __version__
+from wbc.cells.naming import name_cells
+from wbc.counting.handover import Scale
+from wbc.counting.job import COUNTING_VERSION, count_id, taxonomy_digest
+from wbc.counting.scales import scale_flags, summary
+from wbc.differential import differential_of
+from wbc.storage.detections import Evidence, FieldRow, Kinds, SlideDetections, detections_table, fields_table
+from wbc.storage.layout import TableName
+from wbc.storage.tables import DuplicateField, FailedField, Seconds, SlideRow, cells_table, differentials_table
+from wbc.taxonomy import GENERIC, Taxonomy
+from wbc.types import CellNames, Differential
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How the cells of a slide are counted, once the models have spoken."""
+
+    taxonomy: Taxonomy
+    min_score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Occasion:
+    """When a count was made, by which run, where its slide lay, and where the time went: no part of its result."""
+
+    run_id: str
+    counted_at: datetime
+    seconds: Seconds
+    source: str | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tally:
+    """A slide's count, ready to commit: its row, and its other tables by name."""
+
+    row: SlideRow
+    tables: Mapping[TableName, pa.Table]
+
+
+def tally(evidence: Evidence, rules: Rules, occasion: Occasion) -> Tally:
+    """The count of a slide: its boxes with at least `min_score`, named and counted by the taxonomy.
+
+    Raises ValueError where the taxonomy does not know a class, or boxes of such a score were not kept.
+    """
+    if rules.min_score < evidence.origin.lowest_score:
+        raise ValueError(
+            f"cells with a score from {rules.min_score:g} on are asked for, and none below "
+            f"{evidence.origin.lowest_score:g} were kept"
+        )
+    slide_id, found = evidence.slide_id, evidence.detections
+    cells = found.take(found.scores >= rules.min_score)
+    names = _names(cells, evidence.origin.kinds, rules.taxonomy)
+    fields = _counted(evidence.fields, cells)
+    result = differential_of(list(names.types), rules.taxonomy, sum(row.status == "failed" for row in fields))
+    tables: dict[TableName, pa.Table] = {
+        "cells": cells_table(slide_id, cells.fields, cells.boxes, cells.scores, names),
+        "differentials": differentials_table(slide_id, result),
+        "fields": fields_table(slide_id, fields),
+        "detections": detections_table(slide_id, found, evidence.origin),
+    }
+    return Tally(_row(replace(evidence, fields=fields), rules, result, occasion), tables)
+
+
+def _names(cells: SlideDetections, kinds: Kinds | None, taxonomy: Taxonomy) -> CellNames:
+    """What each box is called: by the classifier where the detector knows it for a white cell and no more."""
+    names = CellNames.of_types(np.array([taxonomy.resolve(name) for name in cells.classes], object))
+    white = np.flatnonzero(np.array([name == GENERIC for name in cells.classes], bool))
+    if kinds is not None and len(white):
+        told = name_cells(cells.probabilities[white], kinds.names, taxonomy, kinds.threshold)
+        names.types[white], names.scores[white] = told.types, told.scores
+        names.second_types[white], names.second_scores[white] = told.second_types, told.second_scores
+    return names
+
+
+def _counted(fields: Sequence[FieldRow], cells: SlideDetections) -> tuple[FieldRow, ...]:
+    """The fields with their numbers of cells, None of those that were not counted."""
+    n_cells = Counter(cells.fields)
+    return tuple(replace(row, n_cells=n_cells[row.field] if row.status == "counted" else None) for row in fields)
+
+
+def _row(evidence: Evidence, rules: Rules, result: Differential, occasion: Occasion) -> SlideRow:
+    fields, origin = evidence.fields, evidence.origin
+    failed = tuple(FailedField(row.field, row.reason or "") for row in fields if row.status == "failed")
+    duplicates = tuple(DuplicateField(row.field, row.duplicate_of) for row in fields if row.duplicate_of is not None)
+    scales = {i: Scale(row.um_per_px, row.scale_from) for i, row in enumerate(fields) if row.status == "counted"}
+    scale, reason = summary(list(scales.values())), _reason(fields)
+    is_failed, is_double = ("slide_failed",) * (reason is not None), ("duplicate_fields",) * bool(duplicates)
+    made_from = origin.detections_id
+    return SlideRow(
+        slide_id=evidence.slide_id,
+        count_id=None if made_from is None else count_id(made_from, rules.taxonomy, rules.min_score),
+        counted_at=occasion.counted_at,
+        n_fields=len(fields),
+        n_fields_failed=len(failed),
+        failed_fields=failed,
+        n_cells=result.n_cells,
+        n_differential=result.n_differential,
+        n_unidentified=result.n_unidentified,
+        um_per_px=scale.um_per_px,
+        scale_from=scale.source,
+        me_ratio=result.me_ratio,
+        me_low=result.me_low,
+        me_high=result.me_high,
+        nrbc_per_100_wbc=result.nrbc_per_100_wbc,
+        flags=(*result.flags, *is_failed, *scale_flags(scales), *is_double),
+        detector=origin.detector,
+        classifier=origin.classifier,
+        taxonomy=rules.taxonomy.name,
+        wbc_version=__version__,
+        seconds=occasion.seconds,
+        min_score=rules.min_score,
+        taxonomy_digest=taxonomy_digest(rules.taxonomy),
+        counting_version=COUNTING_VERSION,
+        precision=origin.precision,
+        reason=reason,
+        duplicate_fields=duplicates,
+        source=occasion.source,
+        run_id=occasion.run_id,
+    )
+
+
+def _reason(fields: Sequence[FieldRow]) -> str | None:
+    """Why the slide failed as a whole: it has no field, or none that could be counted. None where it did not."""
+    if not fields:
+        return "the folder holds no image"
+    if any(row.status == "counted" for row in fields):
+        return None
+    first = next((row for row in fields if row.status == "failed"), None)
+    if first is None:
+        return "no field was counted"
+    return f"no field could be counted; the first, {first.field}: {first.reason}"

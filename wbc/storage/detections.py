@@ -1,0 +1,203 @@
+"""What a count is made from: all that the models said of a slide (`detections`), what became of its `fields`.
+
+Both tables hold facts that no taxonomy and no setting of a count changes, but for `n_cells` of a field. Who made the
+detections, and how, is in the file's own schema metadata, under `wbc`, as a table without a row must tell it too.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from wbc.storage.tables import SCHEMAS, FieldSeconds, arrow_text, sides, words
+from wbc.types import Precision, ScaleFrom
+
+FieldStatus = Literal["counted", "failed", "duplicate", "not_counted"]
+_ORIGIN = b"wbc"
+
+
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """A classifier's classes, and the probability below which it is not sure of a cell."""
+
+    names: tuple[str, ...]
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What made a slide's detections. Where no model could be asked, `detections_id` is None.
+
+    `lowest_score` is the detector's score from which all boxes are there; `kinds` is None where no classifier ran.
+    """
+
+    detections_id: str | None
+    detector: str
+    classifier: str | None
+    lowest_score: float
+    counting_version: int
+    precision: Precision | None = None
+    kinds: Kinds | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SlideDetections:
+    """Boxes of a slide, row by row: file name of the field (N,), box float32 (N,4) in field px, the detector's class
+    (N,) and score float32 (N,), and the classifier's probabilities float16 (N, kinds), NaN where it did not run.
+    """
+
+    fields: tuple[str, ...]
+    boxes: NDArray[np.float32]
+    classes: tuple[str, ...]
+    scores: NDArray[np.float32]
+    probabilities: NDArray[np.float16]
+
+    def __post_init__(self) -> None:
+        n = len(self.scores)
+        if self.boxes.shape != (n, 4) or not n == len(self.fields) == len(self.classes) == len(self.probabilities):
+            raise ValueError(
+                f"{len(self.fields)} fields, boxes {self.boxes.shape}, {len(self.classes)} classes, {n} scores, "
+                f"probabilities {self.probabilities.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @staticmethod
+    def empty(n_kinds: int = 0) -> "SlideDetections":
+        """No boxes."""
+        none = np.zeros(0, np.float32)
+        return SlideDetections((), np.zeros((0, 4), np.float32), (), none, np.zeros((0, n_kinds), np.float16))
+
+    @staticmethod
+    def concatenate(parts: "Sequence[SlideDetections]") -> "SlideDetections":
+        """The boxes of all parts, in order; all that have any are of one classifier."""
+        whole = [part for part in parts if len(part)] or [*parts[:1], SlideDetections.empty()][:1]
+        return SlideDetections(
+            tuple(field for part in whole for field in part.fields),
+            np.concatenate([part.boxes for part in whole]),
+            tuple(name for part in whole for name in part.classes),
+            np.concatenate([part.scores for part in whole]),
+            np.concatenate([part.probabilities for part in whole]),
+        )
+
+    def take(self, which: NDArray[np.bool_]) -> "SlideDetections":
+        """The boxes at a mask."""
+        return SlideDetections(
+            tuple(np.array(self.fields, object)[which]),
+            self.boxes[which],
+            tuple(np.array(self.classes, object)[which]),
+            self.scores[which],
+            self.probabilities[which],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FieldRow:
+    """A field's row in `fields`, column by column the table's after `slide_id`.
+
+    `digest` is the SHA-256 of its file, None where what was counted is not what the file holds, or nothing was read.
+    `n_cells` is None unless it was `counted`; what is `not_counted` is a field of a slide that failed as a whole.
+    """
+
+    field: str
+    digest: str | None
+    status: FieldStatus
+    seconds: FieldSeconds
+    height_px: int | None = None
+    width_px: int | None = None
+    um_per_px: float | None = None
+    scale_from: ScaleFrom | None = None
+    n_cells: int | None = None
+    reason: str | None = None
+    duplicate_of: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """All that a slide's count is made from, beside a taxonomy and the settings of the count."""
+
+    slide_id: str
+    fields: tuple[FieldRow, ...]
+    detections: SlideDetections
+    origin: Origin
+
+
+def detections_table(slide_id: str, detections: SlideDetections, origin: Origin) -> pa.Table:
+    """The `detections` of a slide, numbered from 0 in the order given."""
+    n, kinds = len(detections), origin.kinds
+    is_named = np.isfinite(detections.probabilities).sum(1) > 0
+    names = list(kinds.names) if kinds else []
+    columns = [
+        pa.array([slide_id] * n, pa.string()),
+        pa.array([arrow_text(name) for name in detections.fields], pa.string()),
+        np.arange(n, dtype=np.int32),
+        *sides(detections.boxes),
+        words(detections.classes),
+        detections.scores,
+        pa.array([names if named else None for named in is_named], pa.list_(pa.string())),
+        _lists(detections.probabilities, is_named),
+        words([origin.detections_id] * n),
+    ]
+    metadata = {_ORIGIN: json.dumps(asdict(origin)).encode()}
+    return pa.table(columns, schema=SCHEMAS["detections"]).replace_schema_metadata(metadata)
+
+
+def fields_table(slide_id: str, rows: Iterable[FieldRow]) -> pa.Table:
+    """The `fields` of a slide."""
+    texts = ("field", "reason", "duplicate_of")
+    records = [asdict(row) for row in rows]
+    for record in records:
+        record |= {name: None if record[name] is None else arrow_text(record[name]) for name in texts}
+    return pa.Table.from_pylist([{"slide_id": slide_id} | record for record in records], SCHEMAS["fields"])
+
+
+def evidence_of(slide_id: str, fields_read: pa.Table, detections_read: pa.Table) -> Evidence:
+    """The evidence that two tables hold. Raises ValueError where they do not."""
+    try:
+        origin = _origin(detections_read.schema.metadata or {})
+        detections = _detections(detections_read, len(origin.kinds.names) if origin.kinds else 0)
+        return Evidence(slide_id, tuple(_field_rows(fields_read)), detections, origin)
+    except (KeyError, TypeError, pa.ArrowException) as error:
+        raise ValueError(f"{slide_id}: fields and detections cannot be read: {error}") from error
+
+
+def _lists(probabilities: NDArray[np.float16], is_named: NDArray[np.bool_]) -> pa.Array:
+    """The rows of a matrix as lists, null where not named."""
+    lengths = np.where(is_named, probabilities.shape[1], 0)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    values = pa.array(probabilities[is_named].ravel(), pa.float16())
+    return pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(~is_named))
+
+
+def _origin(metadata: dict[bytes, bytes]) -> Origin:
+    facts: dict[str, Any] = json.loads(metadata[_ORIGIN])
+    kinds = facts["kinds"]
+    if kinds is not None:
+        kinds = Kinds(tuple(kinds["names"]), float(kinds["threshold"]))
+    return Origin(**facts | {"kinds": kinds})
+
+
+def _detections(table: pa.Table, n_kinds: int) -> SlideDetections:
+    column = {name: table[name].combine_chunks() for name in table.column_names}
+    lists = column["probabilities"]
+    probabilities = np.full((len(table), n_kinds), np.nan, np.float16)
+    is_named = lists.is_valid().to_numpy(zero_copy_only=False)
+    probabilities[is_named] = lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, n_kinds or 1)
+    return SlideDetections(
+        tuple(column["field"].to_pylist()),
+        np.stack([column[side].to_numpy() for side in ("x0", "y0", "x1", "y1")], 1),
+        tuple(column["detector_class"].to_pylist()),
+        column["score"].to_numpy(),
+        probabilities,
+    )
+
+
+def _field_rows(table: pa.Table) -> Iterable[FieldRow]:
+    names = [field.name for field in fields(FieldRow)]
+    for record in table.to_pylist():
+        yield FieldRow(**{name: record[name] for name in names} | {"seconds": FieldSeconds(**record["seconds"])})
