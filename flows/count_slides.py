@@ -18,6 +18,7 @@ from wbc import __version__
 from wbc.counting.addresses import settle_addresses
 from wbc.counting.handover import SlideOutcome
 from wbc.counting.parameters import CountParameters
+from wbc.counting.recount import recounted
 from wbc.counting.remarks import CountReport, remarks_on
 from wbc.counting.standing import Request, request_of, standing_outcome, writing
 from wbc.storage.lock import Hold
@@ -75,12 +76,17 @@ def _outcomes(request: Request, wanted: ClusterSettings, hold: Hold) -> dict[str
     waiting = []
     for slide in slides:
         outcome = standing_outcome(slide, request)
+        if outcome is None and request.drawing is None:  # what is to be drawn needs the stages anyway
+            outcome = recounted(slide, job)
         if outcome is None:
             waiting.append(slide)
-        else:
-            outcomes[slide.slide_id] = outcome
-            listener.slide_done(outcome)
-    get_run_logger().info("%d slides, %d counted already", len(slides), len(outcomes))
+            continue
+        outcomes[slide.slide_id] = outcome
+        if outcome.status == "counted":
+            listener.fields_done(outcome.n_fields - len(outcome.failed_fields), outcome.n_cells)
+            hold.check()
+        listener.slide_done(outcome)
+    get_run_logger().info("%d slides, %d counted already or from their detections", len(slides), len(outcomes))
 
     if waiting:
         with open_cluster(wanted, job.device, request.models) as cluster:

@@ -176,6 +176,43 @@ def test_only_what_changed_is_counted_again(slides: UPath, tmp_path: Path, run_f
     assert set(statuses(run_flow(slides, out, um_per_px=0.2, min_score=0.9)).values()) == {"failed", "counted"}
 
 
+@pytest.mark.parametrize("changes", [{"min_score": 0.9}, {"taxonomy": "wang2021"}])
+def test_another_score_or_taxonomy_opens_no_field_and_starts_no_cluster(
+    changes: dict[str, Any],
+    slides: UPath,
+    tmp_path: Path,
+    run_flow: RunFlow,
+    read_tables: Callable[[UPath], Tables],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, expected, notes = UPath(tmp_path / "out"), UPath(tmp_path / "expected"), Notes()
+    run_flow(slides, out)
+    run_flow(slides, expected, **changes)
+
+    def forbidden(*_: Any) -> Any:
+        raise AssertionError("this is not needed")
+
+    monkeypatch.setattr(flow_module, "open_cluster", forbidden)
+    monkeypatch.setattr(worker, "field_content", forbidden)
+    with listening(notes):
+        report = run_flow(slides, out, **changes)
+    assert statuses(report) == {"empty": "failed", "long": "counted", "mixed": "counted"}
+    assert_equal(read_tables(out), read_tables(expected))
+    assert notes.fields == [(9, sum(range(5, 14))), (2, 11)]
+    assert statuses(run_flow(slides, out, **changes)) == {"empty": "failed", "long": "unchanged", "mixed": "unchanged"}
+
+
+def test_another_score_to_be_drawn_runs_no_model_and_draws_the_new_count(
+    slides: UPath, tmp_path: Path, run_flow: RunFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = UPath(tmp_path / "out")
+    run_flow(slides, out, annotate=True)
+    monkeypatch.setattr("wbc.cells.detect.detect", None)
+    report = run_flow(slides, out, annotate=True, min_score=0.9)
+    assert statuses(report) == {"empty": "failed", "long": "counted", "mixed": "counted"}
+    assert set(statuses(run_flow(slides, out, annotate=True, min_score=0.9)).values()) == {"failed", "unchanged"}
+
+
 def test_class_named_in_a_settings_file_is_the_cluster(slides: UPath, tmp_path: Path, run_flow: RunFlow) -> None:
     site = tmp_path / "site.toml"
     site.write_text(

@@ -40,6 +40,7 @@ def test_the_tutorial_answers_its_questions(answers: dict[str, Any], tmp_path: P
     assert "rbc" not in answers["percent"]
     assert answers["sureness"].loc["eosinophil", "count"] == 22
     assert answers["off_scale"].empty
+    assert answers["maybe"].groupby("slide_id").size().to_dict() == {"allergic": 20, "calm": 2, "unclear": 2}
 
     least_sure: pd.DataFrame = answers["least_sure"]
     assert least_sure["type_score"].is_monotonic_increasing

@@ -10,6 +10,7 @@ from wbc.cli.about import doctor, version
 from wbc.cli.count import count
 from wbc.cli.options import CountCommand
 from wbc.cli.prune import prune
+from wbc.cli.recount import recount
 from wbc.cli.show import show
 from wbc.cli.synth import synth
 
@@ -33,6 +34,7 @@ def _wbc(
 
 
 app.command(cls=CountCommand)(count)
+app.command()(recount)
 app.command()(show)
 app.command()(prune)
 app.command()(synth)

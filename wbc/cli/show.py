@@ -26,20 +26,31 @@ def show(
         from wbc.storage.gone import gone_slides
         from wbc.storage.layout import Layout
 
-        counted = Layout(UPath(out)).slide_ids()
-        if not counted:
-            raise ValueError(f"{out}: no slide was counted here")
-        if slide is not None and slide not in counted:
-            raise ValueError(f"{out}: no count of slide {slide!r}; there are {_first(counted)}")
-        shown = [slide] if slide else counted
+        shown = counted_slides(out, [] if slide is None else [slide])
         reports, broken = read_reports(UPath(out), shown)
-        gone = [g for g in gone_slides(UPath(out), set(counted) - set(shown)) if g.source is not None]
+        others = set(Layout(UPath(out)).slide_ids()) - set(shown)
+        gone = [g for g in gone_slides(UPath(out), others) if g.source is not None]
     if as_json:
         print_json(out, [report_json(report) for report in reports.values()], gone=[asdict(g) for g in gone])
     else:
         print_tables(list(reports.values()))
     print_remarks(gone_lines(gone))
     print_missing(f"{slide_id}: {reason}" for slide_id, reason in broken.items())
+
+
+def counted_slides(out: str, wanted: Sequence[str]) -> Sequence[str]:
+    """The slides in OUT that are wanted; all where none is named. Raises ValueError where there is no such slide."""
+    from upath import UPath
+
+    from wbc.storage.layout import Layout
+
+    counted = Layout(UPath(out)).slide_ids()
+    if not counted:
+        raise ValueError(f"{out}: no slide was counted here")
+    for slide in wanted:
+        if slide not in counted:
+            raise ValueError(f"{out}: no count of slide {slide!r}; there are {_first(counted)}")
+    return wanted or counted
 
 
 def _first(names: Sequence[str]) -> str:
