@@ -73,12 +73,12 @@ def digests(fields: tuple[IngestedField, ...]) -> dict[str, str]:
 
 def _row(slide: Slide, job: Job, result: Differential, **columns: Any) -> SlideRow:
     """A slide's row: `columns` of its own, and those that job and differential tell."""
-    known: dict[str, Any] = {"um_per_px": None, "scale_from": None, "seconds": Seconds()} | columns
+    values: dict[str, Any] = {"um_per_px": None, "scale_from": None, "seconds": Seconds()} | columns
     return SlideRow(
         slide_id=slide.slide_id,
         counted_at=datetime.now(UTC),
         n_fields=len(slide.field_paths),
-        n_fields_failed=len(known["failed_fields"]),
+        n_fields_failed=len(values["failed_fields"]),
         n_cells=result.n_cells,
         n_differential=result.n_differential,
         n_unidentified=result.n_unidentified,
@@ -93,7 +93,7 @@ def _row(slide: Slide, job: Job, result: Differential, **columns: Any) -> SlideR
         min_score=job.settings.min_score,
         taxonomy_digest=taxonomy_digest(job.taxonomy),
         counting_version=COUNTING_VERSION,
-        **known,
+        **values,
     )
 
 

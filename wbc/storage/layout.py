@@ -78,8 +78,8 @@ class Layout:
         """The slides that have a file of a table, sorted; none where there is no such folder."""
         folder = self.out / table
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-        shown = [name for name in names if name.endswith(".parquet") and name[0] not in "._"]
-        return sorted(name.removesuffix(".parquet") for name in shown)
+        files = [name for name in names if name.endswith(".parquet") and name[0] not in "._"]
+        return sorted(name.removesuffix(".parquet") for name in files)
 
     def check_apart(self, slides: UPath) -> None:
         """Raises ValueError where the slides and the results in OUT would lie among each other.
