@@ -120,7 +120,7 @@ def test_doctor_names_what_is_wrong(
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     sound = wbc("doctor", out)
     assert sound.exit_code == 0, sound.output
-    assert "nothing needs a look" in sound.stdout
+    assert "2 slides counted, no problems" in sound.stdout
 
     (tmp_path / "out" / "cells" / "s1.parquet").write_bytes(b"PAR1")
     (tmp_path / "out" / "slides" / "s2.parquet").unlink()
