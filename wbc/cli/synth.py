@@ -21,8 +21,9 @@ def synth(
 ) -> None:
     """Render smears with exact truth beside them (COCO JSON): something to count without a microscope."""
     with usage_errors():
+        from wbc.cli.tables import counted
         from wbc.synth.smear import SmearSettings, render_slides
 
         settings = SmearSettings() if config is None else read_toml(config, SmearSettings)
         truth = render_slides(out, slides, fields, seed, settings)
-    typer.echo(f"{slides} slides of {fields} fields in {out}, the truth is in {truth}")
+    typer.echo(f"{counted(slides, 'slide')} of {counted(fields, 'field')} in {out}; the truth is in {truth}")
