@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from jobs import make_job
 from PIL import Image
 from upath import UPath
 
@@ -32,7 +33,7 @@ def slide(painted_slide: UPath) -> Slide:
 
 
 @pytest.fixture
-def job(tmp_path: Path, make_job: Callable[[UPath], Job]) -> Job:
+def job(tmp_path: Path) -> Job:
     return make_job(UPath(tmp_path / "out"))
 
 
