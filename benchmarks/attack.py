@@ -118,14 +118,14 @@ def stem(name: str) -> str:
 
 def judge(truth: Counts, out: UPath) -> tuple[Verdict, str]:
     """What became of a slide whose cells are `truth`, by the tables in OUT."""
-    told, failed, flags, reason = counts(out)
+    counted, failed, flags, reason = counts(out)
     expected = {field: cells for field, cells in truth.items() if field not in failed}
-    if told == expected:
+    if counted == expected:
         return ("named", reason) if failed else ("true", "")
     if flags & (FLAGS_THAT_TELL - {"fields_failed"}):
         return "flagged", ", ".join(sorted(flags))
-    wrong = {field for field in told.keys() | expected.keys() if told.get(field) != expected.get(field)}
-    return "silent", "; ".join(f"{f}: {_n(told.get(f))} cells, truly {_n(expected.get(f))}" for f in sorted(wrong))
+    wrong = {field for field in counted.keys() | expected.keys() if counted.get(field) != expected.get(field)}
+    return "silent", "; ".join(f"{f}: {_n(counted.get(f))} cells, truly {_n(expected.get(f))}" for f in sorted(wrong))
 
 
 def _n(cells: Counter[str] | None) -> int:

@@ -23,8 +23,8 @@ def hole(content: bytearray, rng: Rng) -> bytes:
 
 def cut_and_filled(content: bytearray, rng: Rng) -> bytes:
     """The rest is zeros: a copy that was cut off but keeps its length."""
-    kept = int(rng.integers(1, len(content)))
-    return bytes(content[:kept]).ljust(len(content), b"\0")
+    length = int(rng.integers(1, len(content)))
+    return bytes(content[:length]).ljust(len(content), b"\0")
 
 
 def cut_off(content: bytearray, rng: Rng) -> bytes:

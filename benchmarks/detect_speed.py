@@ -183,11 +183,11 @@ def measure(
     trials = [Trial(variant, variant.of(model)) for variant in chosen]
     for trial in trials:
         try:
-            found = [_look(pixels, um_per_px, trial) for pixels in fields]
+            detections = [_look(pixels, um_per_px, trial) for pixels in fields]
         except Exception as error:  # an engine that this machine lacks: each has its own way to say so
             trial.failure = f"{type(error).__name__}: {error}".splitlines()[0][:120]
             continue
-        trial.figures = score(pictures, fields, found, model.card.classes)
+        trial.figures = score(pictures, fields, detections, model.card.classes)
     running = [trial for trial in trials if not trial.failure]
     for _ in range(rounds):
         for trial in running:

@@ -26,14 +26,14 @@ def measure(data: Path, slide_ids: Sequence[str], model: LoadedModel, tile_px: i
     for slide_id in slide_ids:
         pictures, um_per_px = labelled_slide(data, slide_id)
         fields = pixels_of(pictures)
-        seen = []
+        figures = []
         for origin in ORIGINS:
             tiles = TileSettings(tile_px=tile_px, origin=origin)
-            found = [detect([pixels], model, um_per_px, LOWEST_SCORE, tiles)[0] for pixels in fields]
-            counts = _counts(found, model.card.classes)
-            seen.append(counts | {"AP50": score(pictures, fields, found, model.card.classes)["AP50"]})
-            rows.append({"slide": slide_id, "origin (y, x)": str(origin), **seen[-1]})
-        gaps.append({kind: _gap([s[kind] for s in seen], kind) for kind in seen[0]})
+            detections = [detect([pixels], model, um_per_px, LOWEST_SCORE, tiles)[0] for pixels in fields]
+            counts = _counts(detections, model.card.classes)
+            figures.append(counts | {"AP50": score(pictures, fields, detections, model.card.classes)["AP50"]})
+            rows.append({"slide": slide_id, "origin (y, x)": str(origin), **figures[-1]})
+        gaps.append({kind: _gap([s[kind] for s in figures], kind) for kind in figures[0]})
     worst = {kind: max(gap[kind] for gap in gaps) for kind in gaps[0]}
     return Report(
         f"Counts and the tile grid, tiles of up to {tile_px} px",
@@ -49,9 +49,9 @@ def measure(data: Path, slide_ids: Sequence[str], model: LoadedModel, tile_px: i
     )
 
 
-def _counts(found: Sequence[Detections], classes: Sequence[str]) -> dict[str, float]:
+def _counts(detections: Sequence[Detections], classes: Sequence[str]) -> dict[str, float]:
     min_score = CountSettings().min_score
-    labels = np.concatenate([d.labels[d.scores >= min_score] for d in found])
+    labels = np.concatenate([d.labels[d.scores >= min_score] for d in detections])
     counts = np.bincount(labels, minlength=len(classes) + 1)[1:].tolist()
     return {"cells": sum(counts)} | dict(zip(classes, counts, strict=True))
 

@@ -42,14 +42,14 @@ def measure(sizes: Sequence[int], rounds: int) -> Report:
     claims = []
     for name, layout in (("scattered", scattered), ("on one spot", on_one_spot)):
         for n in sizes:
-            found = layout(n, np.random.default_rng(n))
-            kept, seconds = _fastest(partial(_kept, found), rounds)
-            peer = _torchvision(found, rounds) if n <= MOST_FOR_TORCHVISION else None
+            detections = layout(n, np.random.default_rng(n))
+            n_left, seconds = _fastest(partial(_n_merged, detections), rounds)
+            peer = _torchvision(detections, rounds) if n <= MOST_FOR_TORCHVISION else None
             rows.append(
                 {
                     "boxes": n,
                     "layout": name,
-                    "kept": kept,
+                    "kept": n_left,
                     "merge s": seconds,
                     "batched_nms kept": peer[0] if peer else "–",
                     "batched_nms s": peer[1] if peer else "–",
@@ -59,12 +59,12 @@ def measure(sizes: Sequence[int], rounds: int) -> Report:
     return Report("Merging the boxes of one field", claims, {f"IoU {MERGE_IOU}, {FIELD_PX[0]}×{FIELD_PX[1]} px": rows})
 
 
-def _kept(found: Detections) -> int:
-    return len(merge(found, MERGE_IOU))
+def _n_merged(detections: Detections) -> int:
+    return len(merge(detections, MERGE_IOU))
 
 
-def _torchvision(found: Detections, rounds: int) -> tuple[int, float]:
-    boxes, scores, labels = (torch.from_numpy(v) for v in (found.boxes, found.scores, found.labels))
+def _torchvision(detections: Detections, rounds: int) -> tuple[int, float]:
+    boxes, scores, labels = (torch.from_numpy(v) for v in (detections.boxes, detections.scores, detections.labels))
     return _fastest(lambda: len(batched_nms(boxes, scores, labels, MERGE_IOU)), rounds)
 
 
@@ -72,9 +72,9 @@ def _fastest(work: Callable[[], int], rounds: int) -> tuple[int, float]:
     seconds = []
     for _ in range(rounds):
         began = time.process_time()
-        kept = work()
+        n = work()
         seconds.append(time.process_time() - began)
-    return kept, min(seconds)
+    return n, min(seconds)
 
 
 def main() -> None:

@@ -102,7 +102,7 @@ def _failure(work: Work, why: str, run: Run) -> SlideOutcome:
     slide, job = work.slide, run.job
     if not job.keep_pixels:
         with suppress(OSError):
-            remove_folder(job.pixels(slide.slide_id))
+            remove_folder(job.pixels_group(slide.slide_id))
     try:
         record_failure(slide, job, why)
     except OSError as error:  # on a full disk, say: then the report alone tells

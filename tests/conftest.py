@@ -1,33 +1,28 @@
 """Fixtures for all tests: painted slides, whose cells are known to the pixel, and a detector that finds just these."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
+import jobs
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from counted import called, count_tables, read_tables
+from counted import called, count_tables
+from fixture_types import CommitSlide
 from hypothesis import settings
 from painted import make_slide
 from upath import UPath
 
-from wbc.counting.slide import Job, WorkSettings
 from wbc.differential import differential_of
-from wbc.models import builders, registry
+from wbc.models import builders
 from wbc.models.cards import ModelCard
 from wbc.models.registry import LoadedModel
 from wbc.storage import tables
 from wbc.storage.counts import commit
 from wbc.storage.tables import FailedField, Seconds, SlideRow
 from wbc.taxonomy import Taxonomy, load_taxonomy
-
-MakeSlide = Callable[..., UPath]
-MakeJob = Callable[..., Job]
-CommitSlide = Callable[..., None]
 
 settings.register_profile("wbc", deadline=None)  # how long an example takes tells of the machine's other work
 settings.load_profile("wbc")
@@ -37,19 +32,7 @@ torch.set_num_threads(1)  # tests share the machine with each other, and small t
 @pytest.fixture(scope="session")
 def dark_card() -> ModelCard:
     """The card of a detector that finds painted discs, at 0.2 µm per px."""
-    return ModelCard(
-        name="painted",
-        version="1",
-        task="detector",
-        builder="dark_regions",
-        arguments={"level": 0.5, "smallest_px": 12},
-        classes=("rbc",),
-        um_per_px=0.2,
-        input_px=0,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        sha256="",
-    )
+    return jobs.DARK_CARD
 
 
 @pytest.fixture(scope="session")
@@ -59,41 +42,15 @@ def dark_model(dark_card: ModelCard) -> LoadedModel:
 
 
 @pytest.fixture(scope="session")
-def dark_folder(dark_card: ModelCard, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dark_folder() -> Path:
     """That detector, saved."""
-    folder: Path = tmp_path_factory.mktemp("models") / "dark_regions"
-    registry.save(folder, builders.build(dark_card), dark_card)
-    return folder
-
-
-@pytest.fixture(scope="session", name="make_slide")
-def make_slide_fixture() -> MakeSlide:
-    """`painted.make_slide`."""
-    return make_slide
+    return jobs.dark_folder()
 
 
 @pytest.fixture
 def painted_slide(tmp_path: Path) -> UPath:
     """A folder of three painted fields: 5, 6 and 7 cells."""
     return make_slide(UPath(tmp_path / "slides" / "s1"), 3)
-
-
-@pytest.fixture(scope="session")
-def make_job(dark_folder: Path) -> MakeJob:
-    """A count into `out` with the saved detector, blood's taxonomy and two fields a chunk; options as `Job`'s."""
-
-    def made(out: UPath, **changes: Any) -> Job:
-        ref, _ = registry.resolve(str(dark_folder), "detector")
-        options: dict[str, Any] = {
-            "detector": ref,
-            "classifier": None,
-            "taxonomy": load_taxonomy("blood"),
-            "work": WorkSettings(chunk_fields=2),
-            "device": "cpu",
-        }
-        return Job(out, **options | changes)
-
-    return made
 
 
 @pytest.fixture(scope="session")
@@ -105,15 +62,9 @@ def real_data() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", name="read_tables")
-def read_tables_fixture() -> Callable[[UPath], dict[str, pd.DataFrame]]:
-    """`counted.read_tables`."""
-    return read_tables
-
-
 @pytest.fixture(scope="session")
 def commit_slide() -> CommitSlide:
-    """Leaves a slide's tables in `out` as a count of ten fields does: the kinds of its cells, and how sure of each."""
+    """Leaves a slide's tables in `out` as a count of ten fields does: the types of its cells, and how sure of each."""
 
     def committed(
         out: UPath,

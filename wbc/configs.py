@@ -85,7 +85,7 @@ def _adapter(settings: Any) -> TypeAdapter[Any]:
 
 
 def _refuse(value: object) -> Any:
-    raise TypeError(f"{value} is a {type(value).__name__}, which no setting is")
+    raise TypeError(f"{value} is a {type(value).__name__}, and no setting takes one")
 
 
 def _sentence(error: ErrorDetails, values: object, settings: type[Any]) -> str:

@@ -15,7 +15,7 @@ from wbc.configs import parse_toml
 Lineage = Literal["myeloid", "erythroid", "lymphoid", "plasma", "megakaryocytic", "other"]
 MeSide = Literal["myeloid", "erythroid"]
 
-# A generic detector's word for a nucleated cell; in every taxonomy it means that the kind was not named.
+# A generic detector's word for a nucleated cell: whatever the taxonomy, a cell whose type is not known.
 GENERIC = "wbc"
 UNIDENTIFIED = "unidentified"
 
@@ -24,7 +24,7 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 @dataclass(frozen=True, slots=True)
 class CellType:
-    """One kind of cell: `in_differential` puts it in the denominator, `me_side` on one side of the M:E ratio."""
+    """A type of cells: `in_differential` puts it in the denominator, `me_side` on one side of the M:E ratio."""
 
     name: str
     abbreviation: str
@@ -57,8 +57,8 @@ class Taxonomy:
     """A tree of cell types and the rules of counting them.
 
     `nrbc` is the type reported per 100 white cells, outside the denominator. `aliases` are pairs (foreign name, own
-    type). The last type is always `unidentified`: a nucleated cell whose kind could not be named. A laboratory reports
-    it as a class of its own within the differential, so it is in the denominator and on neither side of M:E.
+    type). The last type is always `unidentified`: a nucleated cell that could not be named. A laboratory reports it
+    as a class of its own within the differential, so it is in the denominator and on neither side of M:E.
 
     Raises ValueError where types, thresholds, `nrbc` or aliases contradict each other.
     """

@@ -1,28 +1,20 @@
 """A Prefect server of its own for the session, a Dask cluster of threads, and the flow with the detector of discs."""
 
 import os
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import psutil
 import pytest
-from counted import read_tables
 from distributed import LocalCluster
+from fixture_types import RunFlow
 from upath import UPath
-
-from wbc.counting.slide import WorkSettings, count_slide
-from wbc.storage.slides import discover
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 # Servers and workers are started by the dozen, and each would compile its libraries for itself.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 SERVER_SECONDS = 180
-LEAVE_SECONDS = 30
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +35,7 @@ def dask_threads() -> Iterator[str]:
 
 
 @pytest.fixture
-def run_flow(prefect_server: str, dask_threads: str, dark_folder: Path) -> Callable[..., Any]:
+def run_flow(prefect_server: str, dask_threads: str, dark_folder: Path) -> RunFlow:
     """`count_slides` with the detector of discs, on the cluster of threads unless told otherwise."""
     from flows.count_slides import count_slides
 
@@ -52,47 +44,3 @@ def run_flow(prefect_server: str, dask_threads: str, dark_folder: Path) -> Calla
         return count_slides(str(slides), str(out), **options | {"device": "cpu"} | changes)
 
     return run
-
-
-@pytest.fixture
-def counted_on_threads(make_job: Callable[..., Any]) -> Callable[[UPath, UPath], Any]:
-    """The tables of slides counted by the library alone, without Prefect and Dask."""
-
-    def counted(slides: UPath, out: UPath) -> dict[str, pd.DataFrame]:
-        job = make_job(out, work=WorkSettings())
-        with ThreadPoolExecutor(2) as executor:
-            for slide in discover(slides):
-                count_slide(slide, job, executor)
-        return read_tables(out)
-
-    return counted
-
-
-@pytest.fixture
-def temporaries() -> Callable[[UPath], list[str]]:
-    """What a run has no business to leave in OUT: half-written files and pixels."""
-
-    def found(out: UPath) -> list[str]:
-        files = (p for p in out.rglob("*") if p.is_file())
-        return sorted(str(p) for p in files if p.name.endswith(".tmp") or ".zarr/" in str(p) or "pixels/" in str(p))
-
-    return found
-
-
-@pytest.fixture(scope="session")
-def survivors() -> Callable[[list[psutil.Process]], list[psutil.Process]]:
-    """Those of some processes that are alive though they have had time to end."""
-
-    def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-        def lives(process: psutil.Process) -> bool:
-            try:
-                return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-            except psutil.NoSuchProcess:
-                return False
-
-        deadline = time.monotonic() + LEAVE_SECONDS
-        while any(map(lives, processes)) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        return [process for process in processes if lives(process)]
-
-    return alive

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,11 @@ import dask
 import numpy as np
 import pandas as pd
 import pytest
+from counted import read_tables
 from distributed import Client, LocalCluster
+from fixture_types import CommitSlide, RunFlow
+from jobs import counted_on_threads, temporaries
+from painted import make_slide
 from PIL import Image
 from prefect.exceptions import ParameterTypeError
 from upath import UPath
@@ -31,9 +34,7 @@ from wbc.storage.lock import OutInUse, holding
 
 pytestmark = pytest.mark.dask
 
-RunFlow = Callable[..., CountReport]
 Tables = dict[str, pd.DataFrame]
-CountedOnThreads = Callable[[UPath, UPath], Tables]
 
 
 class Notes:
@@ -55,7 +56,7 @@ class Notes:
 
 
 @pytest.fixture
-def slides(tmp_path: Path, make_slide: Callable[[UPath, int], UPath]) -> UPath:
+def slides(tmp_path: Path) -> UPath:
     """A slide of nine fields (two chunks), one of two of which one is a text, and a folder without images."""
     root = UPath(tmp_path / "slides")
     make_slide(root / "long", 9)
@@ -93,9 +94,6 @@ def test_flow_counts_as_the_library_alone_does_and_tells_it(
     slides: UPath,
     tmp_path: Path,
     run_flow: RunFlow,
-    counted_on_threads: CountedOnThreads,
-    read_tables: Callable[[UPath], Tables],
-    temporaries: Callable[[UPath], list[str]],
 ) -> None:
     out, notes = UPath(tmp_path / "out"), Notes()
     with listening(notes):
@@ -139,7 +137,7 @@ def test_second_run_opens_no_field_and_starts_no_cluster(
 
 
 def test_what_is_not_counted_or_not_there_is_on_the_runs_page(
-    slides: UPath, tmp_path: Path, run_flow: RunFlow, commit_slide: Callable[..., None]
+    slides: UPath, tmp_path: Path, run_flow: RunFlow, commit_slide: CommitSlide
 ) -> None:
     out = UPath(tmp_path / "out")
     commit_slide(out, "gone", ["rbc"])
@@ -155,7 +153,7 @@ def test_what_is_not_counted_or_not_there_is_on_the_runs_page(
 
 
 def test_a_slide_of_another_folder_stops_the_flow_before_a_cluster_starts(
-    slides: UPath, tmp_path: Path, run_flow: RunFlow, monkeypatch: pytest.MonkeyPatch, commit_slide: Callable[..., None]
+    slides: UPath, tmp_path: Path, run_flow: RunFlow, monkeypatch: pytest.MonkeyPatch, commit_slide: CommitSlide
 ) -> None:
     out = UPath(tmp_path / "out")
     commit_slide(out, "long", ["rbc"])
@@ -182,7 +180,6 @@ def test_another_score_or_taxonomy_opens_no_field_and_starts_no_cluster(
     slides: UPath,
     tmp_path: Path,
     run_flow: RunFlow,
-    read_tables: Callable[[UPath], Tables],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out, expected, notes = UPath(tmp_path / "out"), UPath(tmp_path / "expected"), Notes()
@@ -267,7 +264,9 @@ def test_slides_that_are_not_there_and_out_that_is_a_file(slides: UPath, tmp_pat
 
 
 def test_slide_that_cannot_be_committed_costs_no_other(
-    slides: UPath, tmp_path: Path, run_flow: RunFlow, temporaries: Callable[[UPath], list[str]]
+    slides: UPath,
+    tmp_path: Path,
+    run_flow: RunFlow,
 ) -> None:
     out = UPath(tmp_path / "out")
     (out / "cells" / "long.parquet" / "in the way").mkdir(parents=True)
@@ -379,7 +378,9 @@ def test_a_flow_that_meets_another_run_on_its_out_is_refused_and_touches_nothing
 
 
 def test_pixels_are_kept_where_asked_and_then_left_alone(
-    slides: UPath, tmp_path: Path, run_flow: RunFlow, temporaries: Callable[[UPath], list[str]]
+    slides: UPath,
+    tmp_path: Path,
+    run_flow: RunFlow,
 ) -> None:
     out = UPath(tmp_path / "out")
     run_flow(slides, out, keep_pixels=True)
@@ -399,8 +400,6 @@ def test_worker_killed_in_the_middle_changes_nothing(
     slides: UPath,
     tmp_path: Path,
     run_flow: RunFlow,
-    counted_on_threads: CountedOnThreads,
-    read_tables: Callable[[UPath], Tables],
 ) -> None:
     killed: list[int] = []
 

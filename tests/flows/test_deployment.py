@@ -23,6 +23,7 @@ import pandas as pd
 import psutil
 import pytest
 from painted import make_slide
+from processes import survivors
 from upath import UPath
 
 from flows.slide_table import slide_line
@@ -276,7 +277,6 @@ def test_cancelled_run_of_the_deployment_takes_its_cluster_with_it(
     site: Site,
     tmp_path: Path,
     dark_folder: Path,
-    survivors: Callable[[list[psutil.Process]], list[psutil.Process]],
 ) -> None:
     field = make_slide(UPath(tmp_path / "field"), 1) / "f000.png"
     for slide in range(30):  # long enough to be cancelled in the midst of it

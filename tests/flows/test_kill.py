@@ -6,7 +6,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ import pandas as pd
 import psutil
 import pytest
 from counted import read_tables
+from fixture_types import Order, RunFlow
+from jobs import temporaries
 from painted import make_slide
+from processes import survivors
 from upath import UPath
 
 pytestmark = [pytest.mark.dask, pytest.mark.timeout(600)]
@@ -22,8 +25,6 @@ pytestmark = [pytest.mark.dask, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 ROUNDS, KILLS_A_ROUND = 10, 2
 Tables = dict[str, pd.DataFrame]
-Order = Callable[..., tuple[str, float]]
-RunFlow = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,6 @@ def test_killed_at_any_moment_and_run_again_the_tables_are_the_same(
     tmp_path: Path,
     slides: UPath,
     run_flow: RunFlow,
-    temporaries: Callable[[UPath], list[str]],
 ) -> None:
     expected, seconds = read_tables(undisturbed[0]), undisturbed[1]
     moments = random.Random(20)
@@ -150,7 +150,6 @@ def test_flow_that_is_stopped_takes_its_cluster_with_it(
     environment: dict[str, str],
     parameters: dict[str, Any],
     tmp_path: Path,
-    survivors: Callable[[list[psutil.Process]], list[psutil.Process]],
 ) -> None:
     values = parameters | {"out": str(tmp_path / "out"), "settings": None, "workers": 1}
     command = [sys.executable, "-c", SCRIPT, json.dumps(values)]

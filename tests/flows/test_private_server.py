@@ -4,10 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+from processes import survivors
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -26,7 +26,7 @@ with private_server(meanwhile=lambda: "started") as word:
 
 
 def test_server_outlives_ctrl_c_and_ends_with_its_process(
-    tmp_path: Path, survivors: Callable[[list[psutil.Process]], list[psutil.Process]]
+    tmp_path: Path,
 ) -> None:
     own = {"PREFECT_HOME": str(tmp_path), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180"}
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")} | own

@@ -2,10 +2,12 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fixture_types import Wbc
+from painted import make_slide
 from prefect.logging.configuration import setup_logging
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.testing.utilities import prefect_test_harness
@@ -13,9 +15,6 @@ from typer.testing import CliRunner, Result
 from upath import UPath
 
 from wbc.cli.main import app
-
-Wbc = Callable[..., Result]
-MakeSlide = Callable[..., UPath]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +66,7 @@ def count(wbc: Wbc, scheduler: str, dark_folder: Path) -> Wbc:
 
 
 @pytest.fixture
-def slides(tmp_path: Path, make_slide: MakeSlide) -> Path:
+def slides(tmp_path: Path) -> Path:
     """Two slides: s1 of fields with 5 and 6 cells, s2 of one with 5."""
     make_slide(UPath(tmp_path / "slides" / "s1"), 2)
     make_slide(UPath(tmp_path / "slides" / "s2"), 1)

@@ -6,15 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from answers import refused
+from fixture_types import Wbc
 from PIL import Image
-from typer.testing import Result
 
 from wbc.cli import terminal
 from wbc.cli.sources import option, plain_type
@@ -22,8 +21,6 @@ from wbc.counting.parameters import CountParameters
 from wbc.counting.slide import SlideOutcome
 from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
-
-Wbc = Callable[..., Result]
 
 
 @pytest.mark.parametrize(

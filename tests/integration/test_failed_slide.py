@@ -1,20 +1,18 @@
 """A slide that could not be counted says so in the tables, and is counted by the next run."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from jobs import make_job
 from upath import UPath
 
-from wbc.counting.slide import Job, count_slide, is_counted, record_failure
+from wbc.counting.slide import count_slide, is_counted, record_failure
 from wbc.storage.counts import read_slide_row
 from wbc.storage.layout import Layout
 from wbc.storage.slides import discover
 
 
-def test_a_failed_slide_is_in_the_tables_until_it_is_counted(
-    painted_slide: UPath, make_job: Callable[..., Job], tmp_path: Path
-) -> None:
+def test_a_failed_slide_is_in_the_tables_until_it_is_counted(painted_slide: UPath, tmp_path: Path) -> None:
     (slide,) = discover(painted_slide)
     job = make_job(UPath(tmp_path / "out"))
     Layout(job.out).check_writable()

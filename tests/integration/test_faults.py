@@ -3,7 +3,7 @@
 import resource
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from counted import read_tables
+from jobs import make_job
 from painted import make_slide
 from upath import UPath
 
@@ -22,8 +23,6 @@ from wbc.models.registry import ModelError
 from wbc.storage.layout import Layout
 from wbc.storage.slides import discover
 from wbc.types import Slide
-
-MakeJob = Callable[..., Job]
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def tables_of(out: UPath) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def recount(painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor) -> tuple[Slide, Job]:
+def recount(painted_slide: UPath, out: UPath, threads: Executor) -> tuple[Slide, Job]:
     """A slide whose count stands, and one of whose fields has changed since."""
     count_slide(only(painted_slide), make_job(out), threads)
     make_slide(painted_slide, 1, cells=9)
@@ -60,7 +59,7 @@ def recount(painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Execut
 
 
 @pytest.fixture
-def undisturbed(recount: tuple[Slide, Job], tmp_path: Path, threads: Executor, make_job: MakeJob) -> UPath:
+def undisturbed(recount: tuple[Slide, Job], tmp_path: Path, threads: Executor) -> UPath:
     """The OUT of a run over that slide which nothing disturbed."""
     other = UPath(tmp_path / "undisturbed")
     shutil.copytree(recount[1].out.path, other.path)
@@ -118,7 +117,7 @@ def test_a_disk_full_while_the_pixels_are_written_costs_nothing_old(
 
 
 def test_an_out_that_is_a_file_is_an_error_that_names_it(
-    painted_slide: UPath, tmp_path: Path, make_job: MakeJob, threads: Executor
+    painted_slide: UPath, tmp_path: Path, threads: Executor
 ) -> None:
     (tmp_path / "taken").write_text("mine")
     with pytest.raises(OSError, match="taken"):
@@ -130,7 +129,7 @@ def test_an_out_that_is_a_file_is_an_error_that_names_it(
 
 
 def test_leftovers_of_a_run_killed_after_its_commit_are_swept(
-    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor
+    painted_slide: UPath, out: UPath, threads: Executor
 ) -> None:
     slide, job = only(painted_slide), make_job(out)
     count_slide(slide, job, threads)
@@ -172,7 +171,7 @@ def test_a_worker_that_fails_once_fails_the_slide_and_a_second_try_counts_it(
 
 
 def test_a_model_that_changes_during_the_count_commits_nothing(
-    painted_slide: UPath, out: UPath, tmp_path: Path, make_job: MakeJob, dark_card: ModelCard, threads: Executor
+    painted_slide: UPath, out: UPath, tmp_path: Path, dark_card: ModelCard, threads: Executor
 ) -> None:
     class Weighted(torch.nn.Module):
         def __init__(self, value: float) -> None:
@@ -189,9 +188,7 @@ def test_a_model_that_changes_during_the_count_commits_nothing(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_device_that_is_not_there_is_named(
-    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor
-) -> None:
+def test_a_device_that_is_not_there_is_named(painted_slide: UPath, out: UPath, threads: Executor) -> None:
     with pytest.raises(ValueError, match="'cuda:1': no CUDA device here"):
         count_slide(only(painted_slide), make_job(out, device="cuda:1"), threads)
     assert tables_of(out) == {}

@@ -1,19 +1,16 @@
 """What a user reads where slides have moved, gone, or been passed over."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from answers import refused
-from typer.testing import Result
+from fixture_types import Wbc
+from painted import make_slide
 from upath import UPath
 
 from wbc.storage.layout import TABLES, Layout
-
-Wbc = Callable[..., Result]
-MakeSlide = Callable[..., UPath]
 
 
 def remove(folder: Path) -> None:
@@ -22,9 +19,7 @@ def remove(folder: Path) -> None:
     folder.rmdir()
 
 
-def test_two_batches_with_equal_names_never_replace_each_other(
-    count: Wbc, make_slide: MakeSlide, tmp_path: Path
-) -> None:
+def test_two_batches_with_equal_names_never_replace_each_other(count: Wbc, tmp_path: Path) -> None:
     for batch, cells in (("batchA", 5), ("batchB", 9)):
         make_slide(UPath(tmp_path / batch / "slide-01"), 1, cells)
     out = tmp_path / "out"

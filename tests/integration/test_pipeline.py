@@ -1,7 +1,7 @@
 """The way of one slide, from a folder of fields to tables that pandas reads, on any executor and file system."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
@@ -15,13 +15,16 @@ import pandas as pd
 import pytest
 import torch
 import zarr
+from counted import read_tables
+from jobs import make_job
+from painted import make_slide
 from PIL import Image
 from upath import UPath
 
 from wbc.cells.scale import WHOLE_RED_CELL_UM
 from wbc.cells.tiles import TileSettings
 from wbc.counting import worker
-from wbc.counting.slide import CountSettings, Job, SlideOutcome, WorkSettings, count_slide, is_counted, unchanged
+from wbc.counting.slide import CountSettings, SlideOutcome, WorkSettings, count_slide, is_counted, unchanged
 from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
 from wbc.models.registry import ModelRef
@@ -29,10 +32,6 @@ from wbc.storage import tables
 from wbc.storage.slides import discover
 from wbc.taxonomy import load_taxonomy
 from wbc.types import Slide
-
-MakeSlide = Callable[..., UPath]
-MakeJob = Callable[..., Job]
-ReadTables = Callable[[UPath], dict[str, pd.DataFrame]]
 
 
 @pytest.fixture
@@ -63,9 +62,7 @@ def assert_equal(seen: dict[str, pd.DataFrame], expected: dict[str, pd.DataFrame
 # A count
 
 
-def test_a_folder_becomes_three_tables(
-    painted_slide: UPath, out: UPath, make_job: MakeJob, read_tables: ReadTables, threads: Executor
-) -> None:
+def test_a_folder_becomes_three_tables(painted_slide: UPath, out: UPath, threads: Executor) -> None:
     done: list[tuple[int, int]] = []
     outcome = count_slide(only(painted_slide), make_job(out), threads, lambda *step: done.append(step))
     assert (outcome.status, outcome.n_fields, outcome.n_cells, outcome.failed_fields) == ("counted", 3, 18, ())
@@ -89,8 +86,6 @@ def test_cells_do_not_depend_on_how_the_work_is_cut(
     painted_slide: UPath,
     out: UPath,
     tmp_path: Path,
-    make_job: MakeJob,
-    read_tables: ReadTables,
     threads: Executor,
     chunk_fields: int,
 ) -> None:
@@ -104,7 +99,7 @@ def test_cells_do_not_depend_on_how_the_work_is_cut(
 
 @pytest.mark.dask
 def test_dask_workers_make_the_same_tables_as_threads(
-    painted_slide: UPath, out: UPath, tmp_path: Path, make_job: MakeJob, read_tables: ReadTables, threads: Executor
+    painted_slide: UPath, out: UPath, tmp_path: Path, threads: Executor
 ) -> None:
     distributed = pytest.importorskip("distributed")
     count_slide(only(painted_slide), make_job(out), threads)
@@ -115,7 +110,7 @@ def test_dask_workers_make_the_same_tables_as_threads(
 
 
 def test_other_processes_make_the_same_tables_as_threads(
-    painted_slide: UPath, out: UPath, tmp_path: Path, make_job: MakeJob, read_tables: ReadTables, threads: Executor
+    painted_slide: UPath, out: UPath, tmp_path: Path, threads: Executor
 ) -> None:
     (painted_slide / "broken.png").write_bytes(b"no picture")
     count_slide(only(painted_slide), make_job(out), threads)
@@ -127,9 +122,6 @@ def test_other_processes_make_the_same_tables_as_threads(
 def test_slides_and_tables_may_lie_in_memory(
     painted_slide: UPath,
     out: UPath,
-    make_slide: MakeSlide,
-    make_job: MakeJob,
-    read_tables: ReadTables,
     threads: Executor,
 ) -> None:
     root = UPath(f"memory://{uuid4().hex}")
@@ -159,7 +151,7 @@ def no_field_may_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_counted_slide_is_known_without_opening_a_field(
-    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor, monkeypatch: pytest.MonkeyPatch
+    painted_slide: UPath, out: UPath, threads: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slide, job = only(painted_slide), make_job(out)
     assert not is_counted(slide, job)
@@ -181,22 +173,20 @@ def test_a_counted_slide_is_known_without_opening_a_field(
     ],
 )
 def test_another_job_is_another_count(
-    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor, changes: dict[str, Any]
+    painted_slide: UPath, out: UPath, threads: Executor, changes: dict[str, Any]
 ) -> None:
     count_slide(only(painted_slide), make_job(out), threads)
     assert not is_counted(only(painted_slide), make_job(out, **changes))
 
 
-def test_another_scale_given_is_another_count(
-    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor
-) -> None:
+def test_another_scale_given_is_another_count(painted_slide: UPath, out: UPath, threads: Executor) -> None:
     slide = only(painted_slide)
     count_slide(slide, make_job(out), threads)
     assert not is_counted(replace(slide, um_per_px=0.2), make_job(out))
 
 
 def test_fields_added_removed_or_renamed_make_another_count(
-    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor
+    painted_slide: UPath, out: UPath, threads: Executor
 ) -> None:
     job = make_job(out)
     count_slide(only(painted_slide), job, threads)
@@ -208,7 +198,7 @@ def test_fields_added_removed_or_renamed_make_another_count(
 
 
 def test_a_touched_field_is_read_again_and_nothing_more(
-    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor, monkeypatch: pytest.MonkeyPatch
+    painted_slide: UPath, out: UPath, threads: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(out)
     first = count_slide(only(painted_slide), job, threads)
@@ -222,9 +212,7 @@ def test_a_touched_field_is_read_again_and_nothing_more(
     assert is_counted(only(painted_slide), job)
 
 
-def test_a_changed_field_is_counted_and_the_old_count_kept(
-    painted_slide: UPath, out: UPath, make_slide: MakeSlide, make_job: MakeJob, threads: Executor
-) -> None:
+def test_a_changed_field_is_counted_and_the_old_count_kept(painted_slide: UPath, out: UPath, threads: Executor) -> None:
     job = make_job(out)
     count_slide(only(painted_slide), job, threads)
     old = row(out)
@@ -238,7 +226,7 @@ def test_a_changed_field_is_counted_and_the_old_count_kept(
     assert pd.read_parquet(out.path + "/differentials")["count"].sum() == 22
 
 
-def test_force_counts_again_in_place(painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor) -> None:
+def test_force_counts_again_in_place(painted_slide: UPath, out: UPath, threads: Executor) -> None:
     count_slide(only(painted_slide), make_job(out), threads)
     counted_at = row(out)["counted_at"]
     assert count_slide(only(painted_slide), make_job(out, force=True), threads).status == "counted"
@@ -246,9 +234,7 @@ def test_force_counts_again_in_place(painted_slide: UPath, out: UPath, make_job:
     assert not (out / "history").exists()
 
 
-def test_verify_finds_what_size_and_time_do_not_tell(
-    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor
-) -> None:
+def test_verify_finds_what_size_and_time_do_not_tell(painted_slide: UPath, out: UPath, threads: Executor) -> None:
     field = painted_slide / "f000.bmp"
     Image.open(painted_slide.path + "/f000.png").save(field.path)
     (painted_slide / "f000.png").unlink()
@@ -264,7 +250,7 @@ def test_verify_finds_what_size_and_time_do_not_tell(
 # Pixels
 
 
-def test_pixels_go_unless_they_are_kept(painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor) -> None:
+def test_pixels_go_unless_they_are_kept(painted_slide: UPath, out: UPath, threads: Executor) -> None:
     count_slide(only(painted_slide), make_job(out), threads)
     assert not list(Path(out.path).rglob("*.zarr"))
     for changes in ({"force": True}, {"verify": True}):  # counted, then found unchanged
@@ -279,17 +265,13 @@ def test_pixels_go_unless_they_are_kept(painted_slide: UPath, out: UPath, make_j
 # Scale
 
 
-def test_the_scale_given_is_used_and_recorded(
-    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor
-) -> None:
+def test_the_scale_given_is_used_and_recorded(painted_slide: UPath, out: UPath, threads: Executor) -> None:
     outcome = count_slide(replace(only(painted_slide), um_per_px=0.1), make_job(out), threads)
     assert outcome.n_cells == 18
     assert (row(out)["um_per_px"], row(out)["scale_from"]) == (0.1, "given")
 
 
-def test_the_scale_is_read_from_tiff_headers(
-    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor
-) -> None:
+def test_the_scale_is_read_from_tiff_headers(painted_slide: UPath, out: UPath, threads: Executor) -> None:
     for path in list(painted_slide.iterdir()):
         picture = Image.open(path.path)
         picture.save(path.with_suffix(".tif").path, resolution=40_000.0, resolution_unit="cm")
@@ -300,9 +282,7 @@ def test_the_scale_is_read_from_tiff_headers(
     assert row(out)["n_cells"] == 18
 
 
-def test_the_scale_is_measured_on_red_cells(
-    tmp_path: Path, out: UPath, make_slide: MakeSlide, make_job: MakeJob, threads: Executor
-) -> None:
+def test_the_scale_is_measured_on_red_cells(tmp_path: Path, out: UPath, threads: Executor) -> None:
     slide = only(make_slide(UPath(tmp_path / "slides" / "s1"), 2, cells=18))
     count_slide(slide, make_job(out), threads)
     assert row(out)["um_per_px"] == pytest.approx(WHOLE_RED_CELL_UM / 35, rel=0.05)
@@ -310,9 +290,7 @@ def test_the_scale_is_measured_on_red_cells(
     assert "scale_unknown" not in row(out)["flags"]
 
 
-def test_a_scale_that_nothing_tells_is_flagged(
-    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor
-) -> None:
+def test_a_scale_that_nothing_tells_is_flagged(painted_slide: UPath, out: UPath, threads: Executor) -> None:
     count_slide(only(painted_slide), make_job(out), threads)
     assert pd.isna(row(out)["um_per_px"])
     assert pd.isna(row(out)["scale_from"])
@@ -322,9 +300,7 @@ def test_a_scale_that_nothing_tells_is_flagged(
 # Bad fields and empty slides
 
 
-def test_a_bad_field_costs_itself_alone_and_is_named(
-    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor
-) -> None:
+def test_a_bad_field_costs_itself_alone_and_is_named(painted_slide: UPath, out: UPath, threads: Executor) -> None:
     whole = (painted_slide / "f001.png").read_bytes()
     (painted_slide / "a text.jpg").write_bytes(b"dear laboratory")
     (painted_slide / "empty.png").write_bytes(b"")
@@ -343,9 +319,7 @@ def test_a_bad_field_costs_itself_alone_and_is_named(
     assert count_slide(only(painted_slide), job, threads).n_cells == 18
 
 
-def test_a_field_that_vanishes_on_the_way_is_named(
-    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor
-) -> None:
+def test_a_field_that_vanishes_on_the_way_is_named(painted_slide: UPath, out: UPath, threads: Executor) -> None:
     slide = only(painted_slide)
     (painted_slide / "f000.png").unlink()
     outcome = count_slide(slide, make_job(out), threads)
@@ -363,9 +337,7 @@ def assert_empty(out: UPath, outcome: SlideOutcome, read: dict[str, pd.DataFrame
     assert "no_cells" in row(out)["flags"]
 
 
-def test_a_slide_of_bad_fields_alone_is_a_row_that_names_them(
-    tmp_path: Path, out: UPath, make_job: MakeJob, read_tables: ReadTables, threads: Executor
-) -> None:
+def test_a_slide_of_bad_fields_alone_is_a_row_that_names_them(tmp_path: Path, out: UPath, threads: Executor) -> None:
     (tmp_path / "slides" / "s1").mkdir(parents=True)
     for name in ("a.jpg", "b.png"):
         (tmp_path / "slides" / "s1" / name).write_bytes(b"no picture")
@@ -379,9 +351,7 @@ def test_a_slide_of_bad_fields_alone_is_a_row_that_names_them(
     assert unchanged(slide, out) == replace(outcome, seconds=0.0)
 
 
-def test_a_slide_without_an_image_is_a_row_that_says_so(
-    tmp_path: Path, out: UPath, make_slide: MakeSlide, make_job: MakeJob, read_tables: ReadTables, threads: Executor
-) -> None:
+def test_a_slide_without_an_image_is_a_row_that_says_so(tmp_path: Path, out: UPath, threads: Executor) -> None:
     make_slide(UPath(tmp_path / "slides" / "s2"), 1)
     (tmp_path / "slides" / "s1").mkdir(parents=True)
     slide, _ = discover(UPath(tmp_path / "slides"))
@@ -393,9 +363,7 @@ def test_a_slide_without_an_image_is_a_row_that_says_so(
     assert unchanged(slide, out) == replace(outcome, seconds=0.0)
 
 
-def test_fields_without_a_cell_are_counted_to_nothing(
-    tmp_path: Path, out: UPath, make_job: MakeJob, read_tables: ReadTables, threads: Executor
-) -> None:
+def test_fields_without_a_cell_are_counted_to_nothing(tmp_path: Path, out: UPath, threads: Executor) -> None:
     (tmp_path / "slides" / "s1").mkdir(parents=True)
     Image.new("RGB", (320, 240), "white").save(tmp_path / "slides" / "s1" / "white.png")
     outcome = count_slide(only(UPath(tmp_path / "slides" / "s1")), make_job(out), threads)
@@ -420,8 +388,6 @@ def test_white_cells_are_named_or_left_unidentified(
     painted_slide: UPath,
     out: UPath,
     tmp_path: Path,
-    make_job: MakeJob,
-    read_tables: ReadTables,
     threads: Executor,
     white: ModelRef,
     threshold: float,
@@ -458,7 +424,7 @@ def test_white_cells_are_named_or_left_unidentified(
 
 
 def test_without_a_classifier_white_cells_are_unidentified(
-    painted_slide: UPath, out: UPath, make_job: MakeJob, read_tables: ReadTables, threads: Executor, white: ModelRef
+    painted_slide: UPath, out: UPath, threads: Executor, white: ModelRef
 ) -> None:
     count_slide(only(painted_slide), make_job(out, detector=white), threads)
     cells = read_tables(out)["cells"]
@@ -467,9 +433,7 @@ def test_without_a_classifier_white_cells_are_unidentified(
     assert "unidentified_over_10_percent" in row(out)["flags"]
 
 
-def test_the_tables_have_the_columns_that_others_read(
-    painted_slide: UPath, out: UPath, make_job: MakeJob, threads: Executor
-) -> None:
+def test_the_tables_have_the_columns_that_others_read(painted_slide: UPath, out: UPath, threads: Executor) -> None:
     count_slide(only(painted_slide), make_job(out), threads)
     for kind, schema in tables.SCHEMAS.items():
         assert list(pd.read_parquet(f"{out.path}/{kind}").columns) == schema.names

@@ -2,13 +2,13 @@
 
 import re
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import typer
+from fixture_types import CommitSlide
 from typer.testing import CliRunner
 from upath import UPath
 
@@ -29,7 +29,7 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture
-def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commit_slide: Callable[..., None]) -> dict[str, Any]:
+def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commit_slide: CommitSlide) -> dict[str, Any]:
     """What the README's Python leaves behind beside a counted `out` of four slides."""
     out, nan = UPath(tmp_path / "out"), float("nan")
     commit_slide(out, "calm", ["lymphocyte"] * 98 + ["eosinophil"] * 2 + ["rbc"] * 50, [0.9] * 100 + [nan] * 50)

@@ -16,6 +16,7 @@ import torch
 from counted import read_tables
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jobs import make_job
 from torch import Tensor, nn
 from typer.testing import Result
 from upath import UPath
@@ -33,7 +34,6 @@ from wbc.storage.slides import discover
 from wbc.taxonomy import load_taxonomy
 from wbc.types import Slide
 
-MakeJob = Callable[..., Job]
 KINDS = ("band_neutrophil", "segmented_neutrophil", "lymphocyte", "monocyte", "erythroblast")
 TAXONOMIES = ("blood", "marrow_icsh", "wang2021")
 SCORES = st.one_of(st.sampled_from([0.05, 0.5, 0.7, 1.0]), st.floats(0.05, 1.0))
@@ -84,7 +84,7 @@ def doubtful(dark_card: ModelCard) -> Callable[[ModelRef, str], LoadedModel]:
 
 
 @pytest.fixture
-def job(make_job: MakeJob, tmp_path: Path, doubtful: Any, monkeypatch: pytest.MonkeyPatch) -> Job:
+def job(tmp_path: Path, doubtful: Any, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A count by two models that are sure of nothing."""
     monkeypatch.setattr(worker, "load", doubtful)
     models = {"detector": ModelRef("d", "1" * 64), "classifier": ModelRef("c", "2" * 64)}
@@ -361,7 +361,7 @@ def test_a_recount_is_the_one_writer_of_its_out(slide: Slide, job: Job, threads:
 
 
 @pytest.fixture
-def counted(painted_slide: UPath, make_job: MakeJob, threads: Executor, tmp_path: Path) -> Job:
+def counted(painted_slide: UPath, threads: Executor, tmp_path: Path) -> Job:
     """Two counted slides, whose detector is sure of each of 18 red cells."""
     job = make_job(UPath(tmp_path / "out"))
     for slide_id in ("s1", "s2"):

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jobs import make_job
+from painted import make_slide
 from PIL import ExifTags, Image
 from upath import UPath
 
@@ -29,14 +31,14 @@ def threads() -> Iterator[Executor]:
 
 
 @pytest.fixture
-def fields(tmp_path: Path, make_slide: Callable[..., UPath]) -> Path:
+def fields(tmp_path: Path) -> Path:
     """The folder of a slide of four fields that show enough cells to tell their scale, each a few more."""
     return Path(make_slide(UPath(tmp_path / "slides" / "s1"), 4, cells=16).path)
 
 
 @pytest.fixture
 def count(
-    fields: Path, tmp_path: Path, make_job: Callable[[UPath], Job], threads: Executor, monkeypatch: pytest.MonkeyPatch
+    fields: Path, tmp_path: Path, threads: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[], tuple[SlideRow, Scales]]:
     """Counts the slide; its row, and the µm per px that each field was counted at, by name."""
     used: Scales = {}
@@ -109,7 +111,8 @@ def test_fields_alike_have_one_scale_and_no_flag(fields: Path, count: Any) -> No
 
 
 def test_a_field_that_shows_too_few_cells_takes_the_scale_of_files_like_it(
-    fields: Path, count: Any, make_slide: Callable[..., UPath]
+    fields: Path,
+    count: Any,
 ) -> None:
     make_slide(UPath(fields), 2, cells=3)
     tag(picture_of(fields, 2), 0.2)
@@ -119,7 +122,7 @@ def test_a_field_that_shows_too_few_cells_takes_the_scale_of_files_like_it(
     assert "scale_unknown" not in row.flags
 
 
-def test_one_group_without_a_scale_is_flagged(fields: Path, count: Any, make_slide: Callable[..., UPath]) -> None:
+def test_one_group_without_a_scale_is_flagged(fields: Path, count: Any) -> None:
     make_slide(UPath(fields), 1, cells=3)
     shrink(picture_of(fields, 0), 0.9)
     row, used = count()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from jobs import make_job
 from PIL import Image
 from upath import UPath
 
@@ -32,12 +33,12 @@ def slide(painted_slide: UPath) -> Slide:
 
 
 @pytest.fixture
-def job(tmp_path: Path, make_job: Callable[[UPath], Job]) -> Job:
+def job(tmp_path: Path) -> Job:
     return make_job(UPath(tmp_path / "out"))
 
 
 def shard_of(job: Job, index: int) -> Path:
-    (shard,) = Path(job.pixels("s1").path).joinpath(f"{index:05d}").rglob("c.*")
+    (shard,) = Path(job.pixels_group("s1").path).joinpath(f"{index:05d}").rglob("c.*")
     return shard
 
 
@@ -117,12 +118,12 @@ def test_a_clean_up_that_fails_after_the_commit_is_logged_and_costs_nothing(
     assert (outcome.status, outcome.n_cells) == ("counted", 18)
     assert "Device or resource busy" in caplog.text
     assert is_counted(slide, job)
-    assert job.pixels("s1").exists()
+    assert job.pixels_group("s1").exists()
 
 
 def test_a_stage_tried_again_after_half_a_clean_up_counts_the_same(slide: Slide, job: Job, threads: Executor) -> None:
     ingested = ingest_slide(slide, job, threads)
     count_ingested(ingested, job, threads)
-    assert not job.pixels("s1").exists()
+    assert not job.pixels_group("s1").exists()
     assert count_ingested(ingested, job, threads).n_cells == 18
     assert cells_by_field(job) == {"f000.png": 5, "f001.png": 6, "f002.png": 7}

@@ -1,12 +1,12 @@
 """The tutorial's code runs, block after block, on a counted OUT, and answers what it asks."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from fixture_types import CommitSlide
 from PIL import Image
 from upath import UPath
 
@@ -16,7 +16,7 @@ TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.md"
 
 
 @pytest.fixture
-def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commit_slide: Callable[..., None]) -> dict[str, Any]:
+def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commit_slide: CommitSlide) -> dict[str, Any]:
     """What the tutorial's code leaves behind beside four counted slides, one of which failed in part."""
     out, nan = UPath(tmp_path / "out"), float("nan")
     commit_slide(out, "calm", ["lymphocyte"] * 98 + ["eosinophil"] * 2 + ["rbc"] * 50, [0.9] * 100 + [nan] * 50)

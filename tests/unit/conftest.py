@@ -1,16 +1,15 @@
 """A folder for results on every sort of file system, and one with counts in it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from fixture_types import Commit, CommitSlide
 from upath import UPath
 
 from wbc.storage.tables import FailedField
 from wbc.taxonomy import Taxonomy
-
-Commit = Callable[..., UPath]
 
 
 @pytest.fixture(params=["local", "file", "memory"])
@@ -26,7 +25,7 @@ def out(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[UPath]:
 
 
 @pytest.fixture
-def commit(tmp_path: Path, commit_slide: Callable[..., None]) -> Commit:
+def commit(tmp_path: Path, commit_slide: CommitSlide) -> Commit:
     """Commits a slide with these numbers of cells to OUT, which it returns."""
 
     def committed(

@@ -145,7 +145,7 @@ def test_what_is_no_table_is_refused(value: object) -> None:
     [
         (b"task = 'detector'\nloop = 1 2", "line 2"),
         (b"\xff\xfe", "decode"),
-        (b"task = 2026-01-02", "2026-01-02 is a date, which no setting is"),
+        (b"task = 2026-01-02", "2026-01-02 is a date, and no setting takes one"),
     ],
 )
 def test_what_is_no_toml_is_named(content: bytes, reason: str) -> None:

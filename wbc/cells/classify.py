@@ -16,7 +16,7 @@ def classify(
     """The class probabilities float32 (N,C) of the cell in each box (N,4) of a field uint8 (H,W,3).
 
     A cell is seen in the middle of a square of fixed size in µm, whatever its box: size is part of what it is. The
-    probabilities are means over the crop and its mirror image. Raises FloatingPointError where some are no numbers.
+    probabilities are means over the crop and its mirror image. Raises FloatingPointError where some are not numbers.
     """
     card = model.card
     side_px = card.input_px * card.um_per_px / um_per_px
@@ -27,7 +27,9 @@ def classify(
         chances.append(predict(crops, model))
     every = np.concatenate(chances)
     if broken := np.count_nonzero(~np.isfinite(every).all(1)):
-        raise FloatingPointError(f"{broken} of {len(boxes)} cells have probabilities that are no numbers ({card.name})")
+        raise FloatingPointError(
+            f"{broken} of {len(boxes)} cells have probabilities that are not numbers ({card.name})"
+        )
     return every
 
 

@@ -36,7 +36,7 @@ class Check:
 
 
 def version(as_json: AsJson = False) -> None:
-    """Print which wbc this is, and the versions of what it stands on."""
+    """Print the version of wbc, and of the libraries it stands on."""
     from wbc.revision import code_revision
 
     facts = {"wbc": __version__, "code revision": code_revision()[:12], "python": platform.python_version()}
@@ -48,12 +48,12 @@ def version(as_json: AsJson = False) -> None:
 
 
 def doctor(
-    out: Annotated[str | None, typer.Argument(help="Where a count wrote its tables, to be looked at too.")] = None,
+    out: Annotated[str | None, typer.Argument(help="A folder of results, to check its tables too.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look over the installation: libraries, devices, bundled models, Prefect's server, free disk; and OUT, if named.
+    """Check the installation: libraries, devices, bundled models, Prefect's server, free disk; and OUT, if you name it.
 
-    Changes nothing. Exit status 3 where something is wrong.
+    It changes nothing. The exit status is 3 where something is wrong.
     """
     with usage_errors():
         checks = [*_libraries(), *_devices(), *_models(), _server(), _disk("temporary files", tempfile.gettempdir())]
@@ -119,7 +119,7 @@ def _models() -> Iterator[Check]:
         except ModelError as error:
             yield Check(reference, "wrong", str(error))
         else:
-            yield Check(reference, "ok", f"{card.name} {card.version}, {card.digest[:12]}, weights as its card says")
+            yield Check(reference, "ok", f"{card.name} {card.version}, {card.digest[:12]}, its weights match its card")
 
 
 def _server() -> Check:
@@ -145,6 +145,7 @@ def _results(out: str) -> Iterator[Check]:
     """The folder of a count's results. Raises FileNotFoundError where there is none."""
     from upath import UPath
 
+    from wbc.cli.tables import counted
     from wbc.storage.atomic import local_path
     from wbc.storage.health import inspect
     from wbc.storage.layout import Layout
@@ -159,4 +160,8 @@ def _results(out: str) -> Iterator[Check]:
         n_wrong += 1
         yield Check(finding.path, "wrong", finding.fact)
     n = len(Layout(folder).slide_ids())
-    yield Check("OUT", "ok" if n else "note", f"{n} slides have a count, {n_wrong or 'nothing'} needs a look")
+    yield Check(
+        "OUT",
+        "ok" if n else "note",
+        f"{counted(n, 'slide')} counted, {counted(n_wrong, 'problem') if n_wrong else 'no problems'}",
+    )

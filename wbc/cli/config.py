@@ -1,4 +1,4 @@
-"""`wbc config`: what a count would be told, and where each parameter comes from."""
+"""`wbc config`: the parameters of a count, and where each comes from."""
 
 import json
 import os
@@ -19,7 +19,7 @@ app = typer.Typer(no_args_is_help=True)
 def show(context: typer.Context, config: CountConfig = None, as_json: AsJson = False, **_: Any) -> None:
     """Print every parameter of a count, its value, and where that comes from: option, variable, file or default.
 
-    Takes the arguments of `wbc count`, and counts nothing.
+    It takes the same arguments as `wbc count`, and counts nothing.
     """
     with usage_errors():
         values = settings(given_options(context), os.environ, config)
@@ -36,7 +36,7 @@ def _as_json(setting: Setting | None) -> dict[str, Any]:
 
 def _row(name: str, setting: Setting | None) -> tuple[str, str, str]:
     if setting is None:
-        return name, "", "not given yet"
+        return name, "", "not given"
     words = {None: "none", True: "yes", False: "no"}
     value = setting.value
     return name, words[value] if value is None or isinstance(value, bool) else str(value), setting.origin

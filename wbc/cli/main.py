@@ -1,4 +1,4 @@
-"""The `wbc` command, put together: each verb is one call into the library or a flow, in a file of its own."""
+"""The `wbc` command, put together. Each verb is one call into the library or a flow."""
 
 from typing import Annotated
 
@@ -41,5 +41,5 @@ app.command()(synth)
 app.command()(version)
 app.command()(doctor)
 app.add_typer(train.app, name="train", help="Train a model from a config; an interrupted training carries on.")
-app.add_typer(config.app, name="config", help="What a count would be told, and by whom.")
-app.add_typer(models.app, name="models", help="The models that come along, and what a reference means.")
+app.add_typer(config.app, name="config", help="Show the parameters of a count, and where each comes from.")
+app.add_typer(models.app, name="models", help="List the bundled models, or print the card of any model.")

@@ -1,4 +1,4 @@
-"""`wbc models`: the models that come along, and what a reference means."""
+"""`wbc models`: the bundled models, and the card of any model."""
 
 import json
 from typing import Annotated, Any
@@ -31,7 +31,7 @@ def show_model(
     reference: Annotated[str, typer.Argument(help="bundled:NAME, a model's folder, or models:/NAME@ALIAS.")],
     as_json: AsJson = False,
 ) -> None:
-    """Print a model's card: what it tells apart, at which scale, what it was trained on and what it measured then."""
+    """Print a model's card: its classes, its scale, the data it was trained on, and how well it did then."""
     with usage_errors():
         facts = _facts(reference)
     if as_json:

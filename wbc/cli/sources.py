@@ -48,7 +48,7 @@ def parameters(values: Mapping[str, Setting]) -> CountParameters:
     for name in _HINTS:
         if name not in values:
             raise ValueError(
-                f"{name} is missing: name it with {option(name)}, {VARIABLES[name]} or in a file for --config"
+                f"{name} is missing: give it as {option(name)}, in {VARIABLES[name]}, or in a file with --config"
             )
     return CountParameters(**{name: setting.value for name, setting in values.items()})
 

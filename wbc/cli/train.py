@@ -12,8 +12,8 @@ from wbc.cli.options import Device
 from wbc.cli.terminal import INTERRUPTED, usage_errors
 
 Config = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="TOML file: classes, model, data, steps.")]
-Data = Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder of the data sets that CONFIG names.")]
-ModelOut = Annotated[Path, typer.Option(file_okay=False, help="Folder of the trained model and its checkpoint.")]
+Data = Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder with the data sets that CONFIG names.")]
+ModelOut = Annotated[Path, typer.Option(file_okay=False, help="Folder for the trained model and its checkpoint.")]
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -31,7 +31,7 @@ def train_detector(config: Config, data: Data, out: ModelOut, device: Device = "
 
 @app.command("classifier")
 def train_classifier(config: Config, data: Data, out: ModelOut, device: Device = "auto") -> None:
-    """Train a classifier: the kind of a white cell from its crop."""
+    """Train a classifier: the type of a white cell from its crop."""
     with _training():
         from wbc.models.registry import resolve_device
         from wbc.training import classifier
@@ -47,7 +47,7 @@ def _training() -> Iterator[None]:
         with usage_errors():
             yield
     except KeyboardInterrupt:
-        typer.echo("wbc: interrupted; the same command goes on from the last checkpoint", err=True)
+        typer.echo("wbc: interrupted; run the same command again to carry on from the last checkpoint", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 

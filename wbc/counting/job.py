@@ -77,9 +77,9 @@ class Job:
     keep_pixels: bool = False
     run_id: str = field(default_factory=new_run_id)
 
-    def pixels(self, slide_id: str) -> UPath:
+    def pixels_group(self, slide_id: str) -> UPath:
         """The Zarr group of a slide's pixels while it is counted."""
-        return Layout(self.out).pixels(slide_id, None if self.keep_pixels else self.run_id)
+        return Layout(self.out).pixels_group(slide_id, None if self.keep_pixels else self.run_id)
 
 
 def detections_id(slide: Slide, digests: Mapping[str, str], job: Job, precision: Precision | None) -> str:

@@ -45,7 +45,7 @@ class CountParameters:
     classifier: Annotated[
         str | None,
         BeforeValidator(_model_or_none, json_schema_input_type=str | None),
-        Field(description="Named like the detector; `none` leaves white cells unnamed."),
+        Field(description="A model, as for the detector; `none` leaves the white cells unnamed."),
     ] = "bundled:classifier"
     taxonomy: Annotated[str, Field(description="blood, marrow_icsh, wang2021, asae2020, or your own TOML file.")] = (
         "blood"
@@ -59,13 +59,15 @@ class CountParameters:
             ge=0.02,  # as wbc.types has it, which imports numpy: too slow for `wbc --help`
             le=2,
             allow_inf_nan=False,
-            description="Scale of all slides in µm per pixel; without it metadata or red cells tell it.",
+            description="Scale of all slides in µm per pixel. If left out, metadata or the red cells give it.",
         ),
     ] = None
     device: Annotated[str, AfterValidator(check_device), Field(description="auto, cpu, cuda or cuda:NUMBER.")] = "auto"
     workers: Annotated[
         int | None,
-        Field(ge=1, description="Number of worker processes; without it the machine or the cluster's settings decide."),
+        Field(
+            ge=1, description="Number of worker processes. If left out, the machine or the cluster's settings decide."
+        ),
     ] = None
     scheduler: Annotated[
         str | None, Field(description="Address of a running Dask cluster, such as tcp://host:8786.")
@@ -73,7 +75,8 @@ class CountParameters:
     settings: Annotated[str | None, Field(description="TOML file that says which cluster to start.")] = None
     force: Annotated[bool, Field(description="Count slides again even if nothing has changed.")] = False
     verify: Annotated[
-        bool, Field(description="Read every field to see whether it has changed; do not trust its size and time.")
+        bool,
+        Field(description="Read every field to see whether it has changed, instead of trusting its size and time."),
     ] = False
     rename: Annotated[
         bool, Field(description="Slides in OUT that have another address or slide_id now were moved: go on with them.")

@@ -21,51 +21,51 @@ def scales_of(ingested: Ingested, job: Job, executor: Executor) -> dict[int, Sca
     """
     if ingested.slide.um_per_px is not None:
         return dict.fromkeys(ingested.to_count, Scale(ingested.slide.um_per_px, "given"))
-    told, silent = _told(ingested)
-    looks = {alike: _fields_to_look_at(ingested, indices, job) for alike, indices in silent.items()}
+    metadata, others = _by_metadata(ingested)
+    looks = {alike: _fields_to_look_at(ingested, indices, job) for alike, indices in others.items()}
     futures = {alike: executor.submit(look_for_scale, fields, job) for alike, fields in looks.items()}
-    scales = dict(told)
+    scales = dict(metadata)
     for alike, future in futures.items():
         estimate = future.result()
-        like_them = [s for i, s in told.items() if ingested.fields[i].alike == alike]
+        like_them = [s for i, s in metadata.items() if ingested.fields[i].alike == alike]
         scale = summary(like_them) if estimate is None else Scale(estimate, "red_cells")
-        scales |= dict.fromkeys(silent[alike], scale)
+        scales |= dict.fromkeys(others[alike], scale)
     return dict(sorted(scales.items()))
 
 
 def summary(scales: list[Scale]) -> Scale:
     """The median of the scales that are known, and where most of them came from."""
-    known = [scale for scale in scales if scale.um_per_px is not None]
-    if not known:
+    numbers = [scale.um_per_px for scale in scales if scale.um_per_px is not None]
+    if not numbers:
         return Scale(None, None)
-    ((source, _),) = Counter(scale.source for scale in known).most_common(1)
-    return Scale(float(np.median([scale.um_per_px for scale in known])), source)
+    ((source, _),) = Counter(scale.source for scale in scales if scale.um_per_px is not None).most_common(1)
+    return Scale(float(np.median(numbers)), source)
 
 
 def scale_flags(scales: Mapping[int, Scale]) -> tuple[str, ...]:
     """`scale_unknown` where a field has no scale, `mixed_scale` where two differ by more than 10 %."""
-    known = [scale.um_per_px for scale in scales.values() if scale.um_per_px is not None]
+    numbers = [scale.um_per_px for scale in scales.values() if scale.um_per_px is not None]
     conditions = {
-        "scale_unknown": len(known) < len(scales),
-        "mixed_scale": bool(known) and max(known) > MIXED * min(known),
+        "scale_unknown": len(numbers) < len(scales),
+        "mixed_scale": bool(numbers) and max(numbers) > MIXED * min(numbers),
     }
     return tuple(flag for flag, holds in conditions.items() if holds)
 
 
-def _told(ingested: Ingested) -> tuple[dict[int, Scale], dict[Alike, list[int]]]:
-    """Scales that files tell, and the fields whose files do not, by what they are alike in."""
-    told: dict[int, Scale] = {}
-    silent: dict[Alike, list[int]] = defaultdict(list)
+def _by_metadata(ingested: Ingested) -> tuple[dict[int, Scale], dict[Alike, list[int]]]:
+    """The scales in the files' own metadata; and the fields without one, by what they are alike in."""
+    metadata: dict[int, Scale] = {}
+    others: dict[Alike, list[int]] = defaultdict(list)
     for i in ingested.to_count:
         field = ingested.fields[i]
         if field.um_per_px is not None:
-            told[i] = Scale(field.um_per_px, "metadata")
+            metadata[i] = Scale(field.um_per_px, "metadata")
         else:
-            silent[field.alike].append(i)
-    return told, silent
+            others[field.alike].append(i)
+    return metadata, others
 
 
 def _fields_to_look_at(ingested: Ingested, indices: list[int], job: Job) -> list[ReadyField]:
-    """A few fields, spread evenly over those of one kind."""
+    """A few fields, spread evenly over those that are alike."""
     spread = np.linspace(0, len(indices) - 1, min(job.settings.look_fields, len(indices))).round().astype(int)
     return [ingested.ready(indices[i]) for i in sorted(set(spread.tolist()))]

@@ -59,7 +59,7 @@ def chunks(slide: Slide, chunk_fields: int) -> list[ChunkKey]:
 def ingest_slide(slide: Slide, job: Job, executor: Executor) -> Ingested:
     """Stage 1: read, digest and store every field of a slide; `done` where that shows its count to stand already."""
     began = time.monotonic()
-    group = job.pixels(slide.slide_id)
+    group = job.pixels_group(slide.slide_id)
     create_group(group, slide)
     futures = [executor.submit(ingest_chunk, slide, key, group) for key in chunks(slide, job.work.chunk_fields)]
     wait(futures)  # also where one failed: a retry must not meet the others' writing
@@ -100,7 +100,7 @@ def _clean_up(slide: Slide, job: Job) -> None:
     if job.keep_pixels:
         return
     try:
-        remove_folder(job.pixels(slide.slide_id))
+        remove_folder(job.pixels_group(slide.slide_id))
     except OSError as error:
         logger.warning("%s: its pixels stay until the next run: %s", slide.slide_id, error)
 

@@ -161,7 +161,7 @@ def _read(fields: Sequence[ReadyField], job: Job) -> Batch:
 def _pixels_of(field: ReadyField, job: Job) -> Pixels:
     """The pixels that were stored; where they are lost, those of the file that they came from. Raises FieldError."""
     try:
-        return read_pixels(job.pixels(field.key.slide_id), field.key, field.pixels)
+        return read_pixels(job.pixels_group(field.key.slide_id), field.key, field.pixels)
     except PixelsLost as lost:
         logger.warning("%s: the file is read again: %s", field.path.name, lost)
     content = field_content(field.path)

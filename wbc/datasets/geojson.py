@@ -49,7 +49,7 @@ def _box(feature: Any, where: str) -> tuple[float, float, float, float]:
     match feature:
         case {"geometry": {"type": "Polygon", "coordinates": [[_, _, _, *_] as ring, *_]}}:
             if not all(isinstance(point, list) and len(point) >= 2 for point in ring):
-                raise ValueError(f"{where}: {ring} are no points")
+                raise ValueError(f"{where}: {ring} are not points")
             xs, ys = finite([point[0] for point in ring], where), finite([point[1] for point in ring], where)
             return min(xs), min(ys), max(xs), max(ys)
     raise ValueError(f"{where}: no polygon")

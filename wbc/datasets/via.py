@@ -55,7 +55,7 @@ def shape_box(shape: Any, where: str) -> Box:
         case {"name": "polygon", "all_points_x": [_, _, _, *_] as xs, "all_points_y": [_, _, _, *_] as ys}:
             xs, ys = finite(xs, where), finite(ys, where)
             return min(xs), min(ys), max(xs), max(ys)
-    raise ValueError(f"{where}: {shape} is no rect, circle, ellipse or polygon")
+    raise ValueError(f"{where}: {shape} is not a rect, circle, ellipse or polygon")
 
 
 def _value(own: Any, attribute: str, where: str) -> object:

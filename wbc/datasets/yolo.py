@@ -28,13 +28,13 @@ def read_yolo(
         boxes, labels = [], []
         for number, line in enumerate(path.read_text().splitlines(), 1):
             try:
-                kind, (x, y, w, h) = int(line.split()[0]), map(float, line.split()[1:])
+                class_number, (x, y, w, h) = int(line.split()[0]), map(float, line.split()[1:])
             except (ValueError, IndexError) as error:
                 raise ValueError(f"{path}:{number}: not a class and four numbers: {line!r}") from error
-            if not 0 <= kind < len(classes) or not all(map(math.isfinite, (x, y, w, h))):
+            if not 0 <= class_number < len(classes) or not all(map(math.isfinite, (x, y, w, h))):
                 raise ValueError(f"{path}:{number}: not a box of {len(classes)} classes: {line!r}")
             cx, cy, bw, bh = x * width, y * height, w * width, h * height
             boxes.append((cx - bw / 2, cy - bh / 2, cx + bw / 2, cy + bh / 2))
-            labels.append(classes[kind])
+            labels.append(classes[class_number])
         labelled.append(clean(pictures[stem], boxes, labels))
     return labelled

@@ -41,11 +41,11 @@ BUILDERS: dict[str, Callable[[ModelCard], nn.Module]] = {
 def build(card: ModelCard) -> nn.Module:
     """The untrained module that a card describes, in eval mode.
 
-    Raises ValueError where the builder is unknown or cannot do with the card's arguments.
+    Raises ValueError where the builder is unknown or does not take the card's arguments.
     """
     if card.builder not in BUILDERS:
         raise ValueError(f"builder {card.builder!r} is none of {sorted(BUILDERS)}")
     try:
         return BUILDERS[card.builder](card).eval()
     except (TypeError, RuntimeError) as error:  # timm's word for a backbone it does not know
-        raise ValueError(f"builder {card.builder!r} cannot do with {card.arguments}: {error}") from error
+        raise ValueError(f"builder {card.builder!r} does not take {card.arguments}: {error}") from error

@@ -6,7 +6,7 @@ OUT/detections, fields              what they are made from: all that the models
 OUT/history/<count_id>/…            the tables of a count that another has replaced
 OUT/annotated/<slide_id>/           drawings of the fields
 OUT/pixels/<slide_id>.zarr          pixels that were to be kept
-OUT/.wbc/                           what the program keeps for itself: stamps of fields, pixels of a run
+OUT/.wbc/                           what the program keeps for itself: stamps of fields, pixels of a run, who writes
 ```
 """
 
@@ -67,21 +67,25 @@ class Layout:
         """What is known of the files of a slide."""
         return self.out / _STATE / f"{_checked(slide_id)}.json"
 
-    def pixels(self, slide_id: str, run_id: str | None) -> UPath:
+    def pixels_group(self, slide_id: str, run_id: str | None) -> UPath:
         """The Zarr group of a slide's pixels while a run counts it; of those to be kept, where there is no `run_id`."""
         folder = self.out / "pixels" if run_id is None else self.out / _STATE / "pixels" / run_id
         return folder / f"{_checked(slide_id)}.zarr"
 
-    def writer(self) -> UPath:
-        """The folder in which the one run that writes to OUT holds it."""
-        return self.out / _STATE / "writer"
+    def lease(self) -> UPath:
+        """Where the one run that writes to OUT says that it does."""
+        return self.out / _STATE / "writer" / "lease.json"
+
+    def lock(self) -> UPath:
+        """The file that this run has locked, where OUT is local."""
+        return self.out / _STATE / "writer" / "lock"
 
     def slide_ids(self, table: TableName = "slides") -> list[str]:
         """The slides that have a file of a table, sorted; none where there is no such folder."""
         folder = self.out / table
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-        shown = [name for name in names if name.endswith(".parquet") and name[0] not in "._"]
-        return sorted(name.removesuffix(".parquet") for name in shown)
+        files = [name for name in names if name.endswith(".parquet") and name[0] not in "._"]
+        return sorted(name.removesuffix(".parquet") for name in files)
 
     def check_apart(self, slides: UPath) -> None:
         """Raises ValueError where the slides and the results in OUT would lie among each other.
@@ -106,8 +110,8 @@ class Layout:
         """What a killed run left half-written, and its pixels that were not to be kept."""
         for name in _FOLDERS:
             yield from atomic.temporaries(self.out / name)
-        pixels = self.out / _STATE / "pixels"
-        yield from pixels.iterdir() if pixels.is_dir() else ()
+        groups = self.out / _STATE / "pixels"
+        yield from groups.iterdir() if groups.is_dir() else ()
 
     def sweep(self) -> None:
         """Remove what a killed run left: pixels that were not to be kept, and files half-written.

@@ -1,12 +1,12 @@
 """One writer for an OUT: a run holds it for its whole length, and another is refused with the name of the holder.
 
-The holder is written down in `OUT/.wbc/writer/lease.json`, and renewed there every RENEW_SECONDS. Who finds it there is
+The holder is written down in the lease, a file in OUT, and renewed there every RENEW_SECONDS. Who finds it there is
 refused, unless the holder is dead: on the same host, where its process is gone or its number now belongs to a process
 that started at another time; elsewhere, where the lease was not renewed for TERM_SECONDS (by the clocks of the two
 hosts, which must agree to within a minute).
 
-Where OUT is local, the operating system's lock on `OUT/.wbc/writer/lock` decides between the processes of a host, and
-ends with its process. Where it is not, what decides is that the store creates an object only where none is (memory,
+Where OUT is local, the operating system's lock on a file in it decides between the processes of a host, and ends with
+its process. Where it is not, what decides is that the store creates an object only where none is (memory,
 S3, Google Cloud: `mode="create"`). A store that cannot, and a lease taken over from a dead holder on another host, are
 settled by the last word: who writes the lease reads it again after SETTLE_SECONDS, and holds OUT if it still bears his
 name. Two runs can then both hold OUT only if one of them stood still for that long between reading and writing; the
@@ -116,10 +116,10 @@ def holding(out: UPath, run_id: str) -> Iterator[Hold]:
 
     Raises OutInUse where OUT has another writer that is alive, OSError where nothing can be written there.
     """
-    lease = Layout(out).writer() / "lease.json"
+    lease = Layout(out).lease()
     with atomic.naming(lease.parent, "results cannot be written here"):
         lease.parent.mkdir(parents=True, exist_ok=True)
-        lock = _locked(out, lease)
+        lock = _locked(out)
         try:
             holder = Holder.of_this_process(run_id)
             _take(out, lease, holder)
@@ -136,20 +136,20 @@ def holding(out: UPath, run_id: str) -> Iterator[Hold]:
 
 def check_free(out: UPath) -> None:
     """Raises OutInUse where OUT has a writer that is alive; writes nothing, and so keeps nobody away."""
-    standing = _read(Layout(out).writer() / "lease.json")
+    standing = _read(Layout(out).lease())
     if standing is not None and standing.is_alive():
         raise _refusal(out, standing)
 
 
-def _locked(out: UPath, lease: UPath) -> FileLock:
+def _locked(out: UPath) -> FileLock:
     """The operating system's lock of a local OUT, held; elsewhere, and where there is none, one that holds nothing."""
-    local = atomic.local_path(lease.parent / "lock")
+    local = atomic.local_path(Layout(out).lock())
     lock = FileLock(local or os.devnull, timeout=0)
     if local is not None:
         try:
             lock.acquire()
         except Timeout:
-            raise _refusal(out, _read(lease)) from None
+            raise _refusal(out, _read(Layout(out).lease())) from None
         except NotImplementedError:
             logger.warning("%r lies on a file system without locks: its lease alone keeps other runs away", str(out))
     return lock

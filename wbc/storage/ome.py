@@ -48,4 +48,4 @@ def rgb_order(elements: list[ElementTree.Element], n: int) -> list[int]:
     if n == 3 and all(not name or name.startswith("channel") or name.isdigit() for name in words):
         return [0, 1, 2]
     listed = f" ({', '.join(names)})" if any(names) else ""
-    raise ValueError(f"has {n} channels{listed}, and not red, green and blue")
+    raise ValueError(f"has {n} channels{listed}, not red, green and blue")

@@ -81,13 +81,13 @@ def to_8_bits(name: str, values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
 
     Samples of 32 and 64 bits and floats do not tell their range: the smallest of 1 (floats only), 255, 65535 and the
     largest 31- and 32-bit numbers that holds every sample is taken, else the largest sample. Negative ones are black.
-    Raises FieldError where some are no numbers.
+    Raises FieldError where some are not numbers.
     """
     if values.dtype == np.uint8 and bits == 8:
         return values
     is_float = np.issubdtype(values.dtype, np.floating)
     if is_float and not np.isfinite(values).all():
-        raise FieldError(name, "has pixels that are no numbers")
+        raise FieldError(name, "has pixels that are not numbers")
     if not is_float and bits < 32:
         full = float(2 ** (bits - np.issubdtype(values.dtype, np.signedinteger)) - 1)
     else:
@@ -125,11 +125,11 @@ def _only_picture(name: str, tiff: "TiffFile") -> "TiffPageSeries":
         raise FieldError(name, "cannot be decoded: the TIFF holds no picture")
     if len(pictures) > 1:
         sizes = ", ".join(f"{s.keyframe.imagewidth}×{s.keyframe.imagelength} px" for s in pictures[:4])
-        raise FieldError(name, f"holds {len(pictures)} pictures ({sizes}): which of them is the field is not told")
+        raise FieldError(name, f"holds {len(pictures)} pictures ({sizes}): it does not say which one is the field")
     series = pictures[0]
     planes = [f"{n} along {axis}" for axis, n in _axes(series).items() if axis not in "YXSC"]
     if planes:
-        raise FieldError(name, f"is a stack ({', '.join(planes)}), and not one picture")
+        raise FieldError(name, f"is a stack ({', '.join(planes)}), not one picture")
     if any(part is None for part in series.pages):
         raise FieldError(name, "is damaged: pages are missing")
     return series
@@ -164,7 +164,7 @@ def _samples_last(name: str, tiff: "TiffFile", series: "TiffPageSeries") -> NDAr
     if "C" in axes:
         try:
             if "S" in axes:
-                raise ValueError(f"has {axes['C']} channels of {axes['S']} samples, and not red, green and blue")
+                raise ValueError(f"has {axes['C']} channels of {axes['S']} samples, not red, green and blue")
             channels = ome.rgb_order(_ome_pixels(tiff, series.keyframe), axes["C"])
         except ValueError as error:
             raise FieldError(name, str(error)) from error
@@ -194,7 +194,7 @@ def _mode(name: str, page: "TiffPage", samples: NDArray[Any]) -> str:
         return "RGB"  # three channels, each a grey page of its own
     colours = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}.get(page.photometric)
     if colours is None or n < colours or (page.photometric == _PALETTE and page.bitspersample > 8):
-        raise FieldError(name, f"has colours that are not read: {n} samples, photometric {page.photometric!r}")
+        raise FieldError(name, f"has colours that cannot be read: {n} samples, photometric {page.photometric!r}")
     mode = {_RGB: "RGB", _PALETTE: "P", _CMYK: "CMYK", _YCBCR: "YCbCr"}.get(page.photometric, "L")
     if page.photometric == _YCBCR and page.compression == _JPEG:
         mode = "RGB"  # converted while it was decoded

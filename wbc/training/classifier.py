@@ -87,7 +87,7 @@ def train_classifier(config: Path, data: Path, out: Path, device: str) -> ModelC
         log.info("not from ImageNet: %s", start_from_imagenet(model, config))
     samples, matrix = _samples(plan, data)
     losses = tree_losses(matrix, MEAN, STD)
-    trained = fit(model, samples, _stack, losses, plan.loop, out / "checkpoint.pt", torch.device(device))
+    trained = fit(model.to(device), samples, _stack, losses, plan.loop, out / "checkpoint.pt")
     card = registry.save(out, trained, card)
     return registry.save(out, trained, replace(card, metrics=measure_classifier(plan.measure, data, out, device)))
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from timm.layers.norm_act import freeze_batch_norm_2d, unfreeze_batch_norm_2d
 from timm.utils.model import freeze
 from torch import Tensor, nn
@@ -86,7 +85,7 @@ def train_detector(config: Path, data: Path, out: Path, device: str) -> ModelCar
     card = plan.card(config)
     model = _untrained(plan, card, config)
     samples = Mosaics(_sources(plan, data), plan.mosaic, plan.jitter, plan.loop.seed)
-    trained = fit(model, samples, list, detection_losses, plan.loop, out / "checkpoint.pt", torch.device(device))
+    trained = fit(model.to(device), samples, list, detection_losses, plan.loop, out / "checkpoint.pt")
     assert isinstance(trained, TrainableDetector)
     unfreeze_body(trained)
     shifts = calibrate(trained, samples, plan.loop.steps * plan.loop.batch, plan.classes, plan.calibrate)

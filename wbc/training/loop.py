@@ -17,6 +17,7 @@ from upath import UPath
 from wbc.storage.atomic import write_whole
 
 log = logging.getLogger(__name__)
+LARGEST_GRADIENT = 5.0  # the norm that all gradients together are cut to
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +56,22 @@ def fit(
     losses: Callable[[nn.Module, Any], dict[str, Tensor]],
     settings: LoopSettings,
     checkpoint: Path,
-    device: torch.device,
 ) -> nn.Module:
     """Train `model` on `samples[0 .. steps*batch)` and return it with averaged weights, in eval mode.
 
-    Sample i must depend on i alone: a run that is stopped anywhere and started again with the same `checkpoint` file
-    goes on as if it had never stopped. Mixed precision (bfloat16) on a GPU. Raises FloatingPointError where the loss is
-    not finite, ValueError where `checkpoint` is no such file.
+    The model is trained on the device that it is on, in mixed precision (bfloat16) on a GPU. Sample i must depend on i
+    alone: a run that is stopped anywhere and started again with the same `checkpoint` file carries on as if it had
+    never stopped. Raises FloatingPointError where the loss is not finite, ValueError where `checkpoint` is not one of
+    this version.
     """
-    model.to(device).train()
+    model.train()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(_groups(trained, settings), lr=settings.rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, settings))
     averaging = get_ema_multi_avg_fn(settings.average)  # type: ignore[no-untyped-call]
     averaged = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
     parts = {"model": model, "averaged": averaged, "optimizer": optimizer, "schedule": schedule}
-    step = _restore(checkpoint, parts, device) if checkpoint.exists() else 0
+    step = _restore(checkpoint, parts, next(model.parameters()).device) if checkpoint.exists() else 0
     if step:
         log.info("resumed at step %d of %d", step, settings.steps)
 
@@ -78,20 +79,11 @@ def fit(
     smoothed: dict[str, float] = {}
     for batch in _batches(samples, collate, settings, step):
         torch.manual_seed(settings.seed * 1_000_003 + step)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            terms = losses(model, batch)
-        total = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(total):
-            values = {name: term.item() for name, term in terms.items()}
-            raise FloatingPointError(f"step {step}: loss {values}")
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(trained.values(), 5.0)
-        optimizer.step()
+        terms = _learn(model, batch, losses, optimizer, step)
         schedule.step()
         averaged.update_parameters(model)
         step += 1
-        smoothed = {k: 0.95 * smoothed.get(k, v.item()) + 0.05 * v.item() for k, v in terms.items()}
+        smoothed = {name: 0.95 * smoothed.get(name, value) + 0.05 * value for name, value in terms.items()}
         late = 0 < settings.seconds < time.monotonic() - started
         if step % settings.checkpoint_every == 0 or step == settings.steps or late:
             _save(checkpoint, parts, step)
@@ -104,11 +96,38 @@ def fit(
     return result.eval()
 
 
+def _learn(
+    model: nn.Module,
+    batch: Any,
+    losses: Callable[[nn.Module, Any], dict[str, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    step: int,
+) -> dict[str, float]:
+    """Step number `step`, on one batch; the terms of its loss by name.
+
+    Raises FloatingPointError where the loss is not finite.
+    """
+    device = next(model.parameters()).device
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        terms = losses(model, batch)
+    total = torch.stack(list(terms.values())).sum()
+    values = {name: term.item() for name, term in terms.items()}
+    if not torch.isfinite(total):
+        raise FloatingPointError(f"step {step}: loss {values}")
+    optimizer.zero_grad(set_to_none=True)
+    total.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
+    optimizer.step()
+    return values
+
+
 def _restore(checkpoint: Path, parts: Mapping[str, Any], device: torch.device) -> int:
     """Put every part back to what it was; the step that it had come to."""
     saved = torch.load(checkpoint, map_location=device, weights_only=True)
     if lacking := sorted(parts.keys() - saved.keys()):
-        raise ValueError(f"{checkpoint}: no {', '.join(lacking)}: another version's; delete it to begin anew")
+        raise ValueError(
+            f"{checkpoint}: it has no {', '.join(lacking)}, and is from another version of wbc: delete it to start over"
+        )
     for name, part in parts.items():
         part.load_state_dict(saved[name])
     return int(saved["step"])

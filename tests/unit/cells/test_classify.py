@@ -148,5 +148,5 @@ def test_probabilities_that_are_no_numbers_are_an_error() -> None:
     field = np.full((200, 300, 3), 128, np.uint8)
     field[:40, :40, 0] = 255
     boxes = np.array([[10, 10, 30, 30], [110, 110, 130, 130]], np.float32)
-    with pytest.raises(FloatingPointError, match="1 of 2 cells have probabilities that are no numbers"):
+    with pytest.raises(FloatingPointError, match="1 of 2 cells have probabilities that are not numbers"):
         classify(field, boxes, 0.2, named(Nothing()))

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jobs import make_job
+from painted import make_slide
 from typer.testing import CliRunner, Result
 from upath import UPath
 
@@ -27,7 +29,7 @@ HEAVY = ("torch", "torchvision", "timm", "prefect", "dask", "distributed", "zarr
 
 
 @pytest.fixture
-def slides(tmp_path: Path, make_slide: Callable[[UPath, int], UPath]) -> Path:
+def slides(tmp_path: Path) -> Path:
     """Two slides: s1 of two fields and a text, s2 of one field."""
     make_slide(UPath(tmp_path / "slides" / "s1"), 2)
     make_slide(UPath(tmp_path / "slides" / "s2"), 1)
@@ -36,7 +38,7 @@ def slides(tmp_path: Path, make_slide: Callable[[UPath, int], UPath]) -> Path:
 
 
 @pytest.fixture
-def job(tmp_path: Path, make_job: Callable[..., Job]) -> Job:
+def job(tmp_path: Path) -> Job:
     return make_job(UPath(tmp_path / "out"), work=WorkSettings())
 
 
@@ -116,7 +118,7 @@ def test_what_asks_for_more_is_the_flows(change: str, words: list[str], flow_run
 
 
 def test_a_new_field_slide_or_model_is_the_flows(
-    words: list[str], slides: Path, dark_folder: Path, make_slide: Callable[..., UPath], flow_runs: list[Any]
+    words: list[str], slides: Path, dark_folder: Path, flow_runs: list[Any]
 ) -> None:
     make_slide(UPath(slides / "s3"), 1)
     run(words)

@@ -1,18 +1,16 @@
 """`wbc show` prints every count that can be read, and names those that cannot."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fixture_types import CommitSlide
 from typer.testing import CliRunner
 from upath import UPath
 
 from wbc.cli.main import app
 from wbc.storage import counts
 from wbc.storage.layout import Layout, TableName
-
-CommitSlide = Callable[..., None]
 
 
 @pytest.fixture

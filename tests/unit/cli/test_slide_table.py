@@ -3,20 +3,17 @@
 import io
 import itertools
 import re
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from fixture_types import Commit
 from rich.console import Console, RenderableType
-from upath import UPath
 
 from wbc.cli.tables import failures, report_table
 from wbc.counting.report import read_report
 from wbc.counting.slide import SlideOutcome
 from wbc.storage.tables import FailedField
 from wbc.taxonomy import load_taxonomy, shipped_taxonomies
-
-Commit = Callable[..., UPath]
 
 
 def printed(shown: RenderableType) -> list[str]:

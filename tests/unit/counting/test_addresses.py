@@ -9,17 +9,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from counted import read_tables
+from fixture_types import CommitSlide
+from jobs import make_job
 from painted import make_slide
 from upath import UPath
 
 from wbc.counting.addresses import settle_addresses
-from wbc.counting.slide import Job, SlideOutcome, count_slide, is_counted, unchanged
+from wbc.counting.slide import SlideOutcome, count_slide, is_counted, unchanged
 from wbc.storage.counts import change_source, read_slide_row, read_source
 from wbc.storage.layout import Layout
 from wbc.storage.slides import discover
 
 Count = Callable[..., dict[str, SlideOutcome]]
-MakeJob = Callable[..., Job]
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def results(tmp_path: Path) -> UPath:
 
 
 @pytest.fixture
-def count(results: UPath, make_job: MakeJob, executor: Executor) -> Count:
+def count(results: UPath, executor: Executor) -> Count:
     """What a run makes of the slides in a folder."""
 
     def counted(root: Path, *, rename: bool = False, **options: bool) -> dict[str, SlideOutcome]:
@@ -104,7 +105,9 @@ def test_many_are_named_in_one_line(count: Count, tmp_path: Path) -> None:
 
 
 def test_a_slide_that_was_moved_goes_on_with_rename(
-    count: Count, tmp_path: Path, results: UPath, make_job: MakeJob
+    count: Count,
+    tmp_path: Path,
+    results: UPath,
 ) -> None:
     make_slide(UPath(tmp_path / "slides" / "s1"), 2)
     make_slide(UPath(tmp_path / "slides" / "s2"), 1)
@@ -162,7 +165,9 @@ def test_a_row_of_an_older_version_gets_its_address_and_keeps_its_count(
 
 
 def test_a_row_of_an_older_version_keeps_no_address_for_a_count_that_was_cut_off(
-    count: Count, tmp_path: Path, results: UPath, make_job: MakeJob
+    count: Count,
+    tmp_path: Path,
+    results: UPath,
 ) -> None:
     """Until it is counted again, nobody knows whose row it is."""
     make_slide(UPath(tmp_path / "batchA" / "s1"), 1)
@@ -175,7 +180,7 @@ def test_a_row_of_an_older_version_keeps_no_address_for_a_count_that_was_cut_off
     assert read_source(results, "s1") == str(tmp_path / "batchB" / "s1")
 
 
-def test_a_broken_row_has_no_address(results: UPath, commit_slide: Callable[..., None]) -> None:
+def test_a_broken_row_has_no_address(results: UPath, commit_slide: CommitSlide) -> None:
     commit_slide(results, "s1", ["rbc"])
     change_source(results, "s1", "/slides/s1")
     assert read_source(results, "s1") == "/slides/s1"

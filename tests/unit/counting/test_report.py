@@ -1,10 +1,10 @@
 """A committed count as data: complete as JSON, and named where it is broken."""
 
 import json
-from collections.abc import Callable
 from datetime import datetime
 
 import pytest
+from fixture_types import Commit
 from upath import UPath
 
 from wbc.counting.report import outcome_json, read_report, report_json
@@ -12,8 +12,6 @@ from wbc.counting.slide import SlideOutcome
 from wbc.storage.layout import Layout
 from wbc.storage.tables import FailedField
 from wbc.taxonomy import load_taxonomy
-
-Commit = Callable[..., UPath]
 
 
 def test_json_holds_all_and_is_json(commit: Commit) -> None:

@@ -92,12 +92,12 @@ def test_the_attribute_that_names_a_cell_is_told_or_the_only_one(images: Path, t
 @pytest.mark.parametrize(
     ("regions", "reason"),
     [
-        ([region({"name": "point", "cx": 1, "cy": 2})], "a.png, region 1: .*is no rect, circle, ellipse or polygon"),
-        ([region({"name": "rect", "x": 1, "y": 2, "width": 3})], "region 1: .*is no rect"),
+        ([region({"name": "point", "cx": 1, "cy": 2})], "a.png, region 1: .*is not a rect, circle, ellipse or polygon"),
+        ([region({"name": "rect", "x": 1, "y": 2, "width": 3})], "region 1: .*is not a rect"),
         ([region({"name": "rect", "x": "1", "y": 2, "width": 3, "height": 4})], "are not finite numbers"),
         ([region({"name": "circle", "cx": math.nan, "cy": 2, "r": 3})], "are not finite numbers"),
         ([region({"name": "circle", "cx": True, "cy": 2, "r": 3})], "are not finite numbers"),
-        ([region({"name": "polygon", "all_points_x": [1, 2], "all_points_y": [1, 2]})], "is no rect"),
+        ([region({"name": "polygon", "all_points_x": [1, 2], "all_points_y": [1, 2]})], "is not a rect"),
         ([region(SHAPES[0][0]), region(SHAPES[1][0], {"cell": "fly"})], r"region 2: label 'fly' is none of \['wbc'\]"),
         ([region(SHAPES[0][0], {})], "region 1: {} names no cell"),
         ([region(SHAPES[0][0], {"cell": 3})], "label 3 is not a name"),
@@ -147,7 +147,7 @@ def test_what_is_no_json_is_named(images: Path, tmp_path: Path, content: str) ->
     [
         ({"geometry": {"type": "Point", "coordinates": [1, 2]}}, "no polygon"),
         ({"geometry": {"type": "Polygon", "coordinates": [[[1, 2], [3, 4], ["x", 1]]]}}, "not finite numbers"),
-        ({"geometry": {"type": "Polygon", "coordinates": [[1, 2, 3]]}}, "are no points"),
+        ({"geometry": {"type": "Polygon", "coordinates": [[1, 2, 3]]}}, "are not points"),
         ({"properties": {}}, "label None is not a name"),
         ({"properties": {"classification": {"name": "fly"}}}, r"label 'fly' is none of \['wbc'\]"),
     ],

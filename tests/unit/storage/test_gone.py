@@ -1,9 +1,9 @@
 """Slides of OUT that are not there any more are known, and so are pictures that two slides count."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fixture_types import CommitSlide
 from painted import make_slide
 from sample_counts import count
 from upath import UPath
@@ -13,8 +13,6 @@ from wbc.storage.gone import GoneSlide, SharedPictures, gone_slides, shared_pict
 from wbc.storage.layout import TABLES, Layout
 from wbc.storage.stamps import FieldRecord, write_stamps
 from wbc.types import Slide
-
-CommitSlide = Callable[..., None]
 
 
 @pytest.fixture

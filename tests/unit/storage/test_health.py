@@ -1,19 +1,18 @@
 """What is not in order in an OUT is named, and nothing else."""
 
-from collections.abc import Callable
-
+from fixture_types import CommitSlide
 from upath import UPath
 
 from wbc.storage.health import inspect
 
 
-def test_an_out_of_finished_counts_is_sound(out: UPath, commit_slide: Callable[..., None]) -> None:
+def test_an_out_of_finished_counts_is_sound(out: UPath, commit_slide: CommitSlide) -> None:
     assert not list(inspect(out))
     commit_slide(out, "s1", ["rbc"])
     assert not list(inspect(out))
 
 
-def test_what_killed_runs_left_and_what_stands_alone_is_named(out: UPath, commit_slide: Callable[..., None]) -> None:
+def test_what_killed_runs_left_and_what_stands_alone_is_named(out: UPath, commit_slide: CommitSlide) -> None:
     for slide_id in ("s1", "s2", "s3"):
         commit_slide(out, slide_id, ["rbc"])
     (out / "differentials" / "s1.parquet").write_bytes(b"PAR1")

@@ -231,7 +231,7 @@ BAD = {
     "huge png": (png(2, 8, b"", 30_000, 30_000), "is 30000×30000 px, more than 178 megapixels"),
     "huge bmp": (bmp_header(30_000, 30_000), "is 30000×30000 px, more than 178 megapixels"),
     "huge tiff": (tiff_header(30_000, 30_000), "is 30000×30000 px, more than 178 megapixels"),
-    "not a number": (encoded(Image.fromarray(NAN), "TIFF"), "has pixels that are no numbers"),
+    "not a number": (encoded(Image.fromarray(NAN), "TIFF"), "has pixels that are not numbers"),
 }
 
 

@@ -36,7 +36,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def lease(out: UPath) -> UPath:
-    return Layout(out).writer() / "lease.json"
+    return Layout(out).lease()
 
 
 def left_behind(out: UPath, **changes: object) -> Holder:

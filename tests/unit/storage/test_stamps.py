@@ -2,7 +2,6 @@
 
 import os
 import zipfile
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from jobs import make_job
 from painted import make_slide
 from upath import UPath
 
-from wbc.counting.slide import Job, count_slide, is_counted, unchanged
+from wbc.counting.slide import count_slide, is_counted, unchanged
 from wbc.storage.slides import discover
 from wbc.storage.stamps import FieldRecord, known_digests, read_stamps, stamp, write_stamps
 from wbc.types import Slide
@@ -137,7 +137,8 @@ def test_the_time_of_creation_is_no_time_of_change(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_slide_in_an_archive_is_counted_again_where_its_content_changed(
-    tmp_path: Path, out: UPath, make_job: Callable[..., Job]
+    tmp_path: Path,
+    out: UPath,
 ) -> None:
     folders = [make_slide(UPath(tmp_path / name), 1, cells) for name, cells in (("few", 5), ("many", 9))]
     pictures = [(folder / "f000.png").read_bytes() for folder in folders]

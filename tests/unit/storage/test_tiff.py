@@ -119,11 +119,11 @@ BAD = {
     "focus": (ome_tiff(CHANNELS, axes="ZYX"), r"is a stack \(3 along Z\)"),
     "time": (tiff(CHANNELS, imagej=True, metadata={"axes": "TYX"}), r"is a stack \(3 along T\)"),
     "no axes told": (tiff(CHANNELS, photometric="minisblack"), "is a stack"),
-    "two channels": (ome_tiff(CHANNELS[:2], axes="CYX"), "has 2 channels, and not red, green and blue"),
+    "two channels": (ome_tiff(CHANNELS[:2], axes="CYX"), "has 2 channels, not red, green and blue"),
     "four channels": (ome_tiff(CHANNELS[[0, 1, 2, 0]], axes="CYX"), "has 4 channels"),
     "stains": (
         ome_tiff(CHANNELS, axes="CYX", Channel={"Name": ["DAPI", "FITC", "TRITC"]}),
-        r"has 3 channels \(DAPI, FITC, TRITC\), and not red, green and blue",
+        r"has 3 channels \(DAPI, FITC, TRITC\), not red, green and blue",
     ),
 }
 

@@ -67,7 +67,7 @@ def squares(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]
 
 
 def run(checkpoint: Path, settings: LoopSettings = SETTINGS, losses: Callable[..., Any] = squares) -> nn.Module:
-    return fit(small(), Numbers(), stack, losses, settings, checkpoint, CPU)
+    return fit(small(), Numbers(), stack, losses, settings, checkpoint)
 
 
 def assert_same(one: nn.Module, other: nn.Module) -> None:
@@ -146,7 +146,7 @@ def test_a_checkpoint_of_another_version_is_named_and_not_half_restored(tmp_path
     run(tmp_path / "c.pt", replace(SETTINGS, seconds=1e-9))
     saved = torch.load(tmp_path / "c.pt", weights_only=True)
     torch.save({k: v for k, v in saved.items() if k != "schedule"}, tmp_path / "c.pt")
-    with pytest.raises(ValueError, match=r"c\.pt: no schedule: another version's; delete it"):
+    with pytest.raises(ValueError, match=r"c\.pt: it has no schedule, .*: delete it"):
         run(tmp_path / "c.pt")
 
 
@@ -209,7 +209,6 @@ def test_the_classifiers_recipe_tells_red_from_blue(tmp_path: Path) -> None:
         tree_losses(np.eye(2, dtype=np.float32), HALF, HALF),
         LoopSettings(steps=30, batch=8, rate=5e-3, warm_up=5, average=0.8, slow=(), data_workers=0),
         tmp_path / "c.pt",
-        CPU,
     )
     chances = crop_probabilities(crops, LoadedModel(model, CLASSIFIER, CPU))
     assert chances.argmax(1).tolist() == [0, 1]
@@ -259,7 +258,7 @@ def test_frozen_parts_and_batch_statistics_stay_as_they_were(tmp_path: Path) -> 
     before = {k: v.clone() for k, v in model.state_dict().items()}
     freeze_body(model, ("conv_stem",))
     settings = LoopSettings(steps=2, batch=2, rate=1e-2, warm_up=0, average=0.0, data_workers=0)
-    after: Any = fit(model, FourPictures(), list, detection_losses, settings, tmp_path / "c.pt", CPU)
+    after: Any = fit(model, FourPictures(), list, detection_losses, settings, tmp_path / "c.pt")
     unfreeze_body(after)
     assert not any(part.training for part in after.modules())
     assert after.state_dict().keys() == before.keys()
@@ -276,7 +275,7 @@ def test_the_detectors_recipe_learns_four_pictures_by_heart(tmp_path: Path) -> N
     model: Any = builders.build(replace(DETECTOR, arguments=dict(DETECTOR.arguments) | {"lowest_objectness": 0.02}))
     freeze_body(model, ())
     settings = LoopSettings(steps=140, batch=4, rate=1e-3, warm_up=10, average=0.8, slow=(), data_workers=0)
-    trained = fit(model, FourPictures(), list, detection_losses, settings, tmp_path / "c.pt", CPU)
+    trained = fit(model, FourPictures(), list, detection_losses, settings, tmp_path / "c.pt")
     for index in range(4):
         pixels, truth = FourPictures()[index]
         with torch.inference_mode():
