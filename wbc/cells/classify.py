@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wbc.cells.crop import cut_square
+from wbc.cells.crop import cut_square, even_light
 from wbc.models.registry import LoadedModel
 
 BATCH = 64
@@ -36,6 +36,7 @@ def classify(
 @torch.inference_mode()
 def predict(crops: NDArray[np.uint8], model: LoadedModel) -> NDArray[np.float32]:
     """Class probabilities float32 (N,C) of crops uint8 (N,S,S,3), each with its mirror image."""
+    crops = even_light(crops) if model.card.even_light else crops
     x = torch.from_numpy(np.ascontiguousarray(crops.transpose(0, 3, 1, 2))).to(model.device).float().div_(255)
     mean, std = (torch.tensor(v, device=model.device).view(1, 3, 1, 1) for v in (model.card.mean, model.card.std))
     x = ((x - mean) / std).contiguous(memory_format=torch.channels_last)

@@ -4,6 +4,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+# What `even_light` makes of a crop: the white of its background, and the optical density of its cell's darkest part.
+WHITE, REFERENCE_DENSITY = 230, 1.1
+CELL_PART, LEAST_DENSITY = 0.45, 0.08  # of half a side, what is surely cell; less density than this is no cell
+GROUND_PERCENT = 8  # of a crop's pixels are brighter than what counts as its background
+DENSITIES = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
+
 
 def cut_square(pixels: NDArray[np.uint8], x: float, y: float, side: float, out_px: int) -> NDArray[np.uint8]:
     """A square of `side` pixels about (x, y) of a picture uint8 (H,W,3), scaled to (out_px, out_px, 3).
@@ -22,3 +28,25 @@ def cut_square(pixels: NDArray[np.uint8], x: float, y: float, side: float, out_p
     picture = Image.fromarray(np.ascontiguousarray(region))
     square = picture.resize((out_px, out_px), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
     return np.asarray(square)
+
+
+def even_light(crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Crops uint8 (N,S,S,3) as one lamp, camera and depth of stain would show them.
+
+    By optical density (Beer-Lambert): the background, which few pixels are brighter than, becomes white, and the
+    darkest tenth of the cell in the middle as dark as REFERENCE_DENSITY. Hues stay as they were.
+    """
+    n, side = crops.shape[:2]
+    density = _density_above_ground(crops)
+    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
+    cell = density.mean(3)[:, x**2 + y**2 < CELL_PART**2][:, ::3]
+    darkest = np.percentile(cell, 90, axis=1).clip(min=LEAST_DENSITY) if n else np.zeros(0)
+    density *= (REFERENCE_DENSITY / darkest).astype(np.float32)[:, None, None, None]
+    light: NDArray[np.uint8] = (np.exp(-density.clip(min=-0.1, max=4)) * WHITE).astype(np.uint8)
+    return light
+
+
+def _density_above_ground(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+    density = DENSITIES[crops]
+    ground = np.percentile(density[:, ::4, ::4], GROUND_PERCENT, axis=(1, 2)).astype(np.float32)
+    return density - ground[:, None, None]

@@ -16,7 +16,8 @@ class Jitter:
     """How far each property may go; a probability `plain` leaves a picture's colours as they are.
 
     `hue_degrees` turns optical densities about the grey axis; `density` and `saturation` are factors' log ranges;
-    `ground` is the darkest background channel as a fraction of white.
+    `ground` is the darkest background channel as a fraction of white. A probability `grey` takes all colour away.
+    `coarse` is the lowest resolution of another camera, as a fraction of this one's.
     """
 
     plain: float = 0.2
@@ -29,6 +30,45 @@ class Jitter:
     blur_px: float = 1.2
     noise: float = 6.0
     shear: float = 0.15
+    grey: float = 0.0
+    coarse: float = 1.0
+
+
+def take_stain(pixels: Pixels, other: Pixels, share: float) -> Pixels:
+    """The cells of one picture uint8 (H,W,3) under the stain of another, wholly with a `share` of 1, not with 0.
+
+    Optical densities above the background get the other's mean and covariance by the linear map that moves them least
+    (Monge and Kantorovich's; Pitié and Kokaram 2007, "The linear Monge-Kantorovitch linear colour mapping").
+    """
+    density, others = _above_ground(pixels), _above_ground(other)[::4, ::4].reshape(-1, 3)
+    own = density[::4, ::4].reshape(-1, 3)
+    root = _root(np.cov(own.T))
+    inverse = np.linalg.inv(root)
+    exact = inverse @ _root(root @ np.cov(others.T) @ root) @ inverse
+    moved = density @ (share * exact + (1 - share) * np.eye(3)).T.astype(np.float32)
+    moved -= _ground(moved)
+    light: Pixels = np.clip(np.exp(-(moved + _ground(_density(pixels)))) * 256 - 1, 0, 255).astype(np.uint8)
+    return light
+
+
+def _root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The symmetric root of a covariance (3,3), of which none is quite flat."""
+    values, vectors = np.linalg.eigh(covariance)
+    return np.asarray(vectors @ np.diag(np.sqrt(np.maximum(values, 1e-4))) @ vectors.T)
+
+
+def _density(pixels: Pixels) -> NDArray[np.float32]:
+    return np.asarray(-np.log((pixels.astype(np.float32) + 1) / 256))
+
+
+def _ground(density: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The optical density of the background (3,): few pixels are brighter."""
+    return np.percentile(density[::4, ::4].reshape(-1, 3), 12, axis=0).astype(np.float32)
+
+
+def _above_ground(pixels: Pixels) -> NDArray[np.float32]:
+    density = _density(pixels)
+    return density - _ground(density)
 
 
 def jitter_stain(pixels: Pixels, jitter: Jitter, rng: np.random.Generator) -> Pixels:
@@ -39,15 +79,16 @@ def jitter_stain(pixels: Pixels, jitter: Jitter, rng: np.random.Generator) -> Pi
     """
     if rng.random() < jitter.plain:
         return pixels
-    density = -np.log((pixels.astype(np.float32) + 1) / 256)
-    ground = np.percentile(density[::4, ::4].reshape(-1, 3), 12, axis=0)
+    density = _above_ground(pixels)
     stain = hue_matrix(np.deg2rad(rng.uniform(-jitter.hue_degrees, jitter.hue_degrees)))
     saturation = np.exp(rng.uniform(-jitter.saturation, jitter.saturation))
+    if jitter.grey and rng.random() < jitter.grey:
+        saturation = 0.0
     stain = stain @ (saturation * np.eye(3) + (1 - saturation) * GREY) + rng.normal(0, jitter.mix, (3, 3))
     stain *= np.exp(rng.uniform(-jitter.density, jitter.density))
     bright = rng.uniform(0.6, 1.0)
     lamp = -np.log(np.clip(bright * rng.uniform(jitter.ground / bright, 1.0, 3) ** rng.uniform(0, 1), 0.3, 1.0))
-    new_density = (density - ground) @ stain.T.astype(np.float32) + lamp
+    new_density = density @ stain.T.astype(np.float32) + lamp
     light = np.exp(-np.clip(new_density, 0, None)) ** np.exp(rng.uniform(-jitter.gamma, jitter.gamma))
     result: Pixels = np.clip(light * 255, 0, 255).astype(np.uint8)
     return result
@@ -62,6 +103,10 @@ def hue_matrix(angle: float) -> NDArray[np.float64]:
 def jitter_optics(pixels: Pixels, jitter: Jitter, rng: np.random.Generator) -> Pixels:
     """The same picture uint8 (H,W,3) with other focus, light fall-off, noise and JPEG quality, each now and then."""
     picture = Image.fromarray(pixels)
+    if jitter.coarse < 1 and rng.random() < 0.2:
+        share, (w, h) = rng.uniform(jitter.coarse, 1), picture.size
+        small = picture.resize((round(w * share), round(h * share)), Image.Resampling.BOX)
+        picture = small.resize((w, h), Image.Resampling.BILINEAR)
     if rng.random() < 0.3:
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, jitter.blur_px)))
     elif rng.random() < 0.2:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wbc.cells.crop import cut_square
-from wbc.datasets.labels import LabelledPicture
+from wbc.datasets.labels import LabelledPicture, find_pictures, picture_at
 
 PATCH_UM = 26.0
 PATCH_PX = 176
@@ -49,6 +49,39 @@ def read_crop_table(path: Path, split: str, um_per_px: float, leave_out: tuple[s
     return Crops(np.stack(patches), tuple(rows["kind"]))
 
 
+def read_cell_pictures(images: Path, kinds: Path, um_per_px: float) -> Crops:
+    """Pictures of one cell each, in the middle; `kinds` is a CSV of `image` (a stem) and `label`.
+
+    Raises ValueError where a picture is missing.
+    """
+    table, pictures = pd.read_csv(kinds, dtype=str), find_pictures(images)
+    patches = []
+    for stem in table["image"]:
+        if stem not in pictures:
+            raise ValueError(f"{kinds}: there is no picture {stem} in {images}")
+        pixels = _pixels(pictures[stem])
+        patches.append(patch(pixels, pixels.shape[1] / 2, pixels.shape[0] / 2, um_per_px))
+    return Crops(_stack(patches), tuple(table["label"]))
+
+
+def read_cell_boxes(images: Path, cells: Path, um_per_px: float) -> Crops:
+    """White cells of fields, each in its box; `cells` is a CSV of `field` (a file of `images`), `kind`, `x0 y0 x1 y1`.
+
+    Raises ValueError where a field is missing or a box is not finite.
+    """
+    table = pd.read_csv(cells)
+    sides = table[["x0", "y0", "x1", "y1"]].to_numpy(float)
+    if broken := np.flatnonzero(~np.isfinite(sides).all(1)).tolist():
+        raise ValueError(f"{cells}: line {broken[0] + 2}: the box is not four finite numbers")
+    patches: dict[int, NDArray[np.uint8]] = {}
+    for name, rows in table.groupby("field", sort=False).indices.items():
+        pixels = _pixels(picture_at(images, str(name), cells))
+        for row in rows:
+            x0, y0, x1, y1 = sides[row]
+            patches[int(row)] = patch(pixels, (x0 + x1) / 2, (y0 + y1) / 2, um_per_px)
+    return Crops(_stack([patches[row] for row in range(len(table))]), tuple(table["kind"].astype(str)))
+
+
 def cut_crops(pictures: list[LabelledPicture], kinds: dict[str, str], um_per_px: float) -> Crops:
     """The white cell of each picture that has exactly one and a sure kind: `kinds` maps file stems to cell types."""
     patches, labels = [], []
@@ -56,13 +89,19 @@ def cut_crops(pictures: list[LabelledPicture], kinds: dict[str, str], um_per_px:
         white = [i for i, label in enumerate(p.labels) if label == "wbc"]
         if len(white) != 1 or p.path.stem not in kinds:
             continue
-        with Image.open(p.path) as opened:
-            pixels = np.asarray(opened.convert("RGB"))
         x0, y0, x1, y1 = p.boxes[white[0]]
-        patches.append(patch(pixels, (x0 + x1) / 2, (y0 + y1) / 2, um_per_px))
+        patches.append(patch(_pixels(p.path), (x0 + x1) / 2, (y0 + y1) / 2, um_per_px))
         labels.append(kinds[p.path.stem])
-    empty = np.zeros((0, PATCH_PX, PATCH_PX, 3), np.uint8)
-    return Crops(np.stack(patches) if patches else empty, tuple(labels))
+    return Crops(_stack(patches), tuple(labels))
+
+
+def _pixels(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as opened:
+        return np.asarray(opened.convert("RGB"))
+
+
+def _stack(patches: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    return np.stack(patches) if patches else np.zeros((0, PATCH_PX, PATCH_PX, 3), np.uint8)
 
 
 def patch(pixels: NDArray[np.uint8], x: float, y: float, um_per_px: float) -> NDArray[np.uint8]:

@@ -18,7 +18,8 @@ class ModelCard:
     `builder` names a function of `wbc.models`, `arguments` its settings; `classes` are cell types in the order of the
     model's outputs (a detector's label 0, background, is not among them). `um_per_px` is the scale of its input;
     `input_px` the side of a classifier's square crop there (0 for a detector); `mean` and `std` are of RGB in 0..1.
-    `sha256` is of the weights file. `threshold` is the probability below which a classifier's cell is unidentified.
+    `sha256` is of the weights file. A classifier's crops have their light evened first (`wbc.cells.crop.even_light`) or
+    not. `threshold` is the probability below which a classifier's cell is unidentified.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ModelCard:
     std: tuple[float, float, float]
     sha256: str
     threshold: float = 0.0
+    even_light: bool = False
     dataset: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     code_revision: str = ""

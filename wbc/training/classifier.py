@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from timm.layers.norm_act import unfreeze_batch_norm_2d
 from torch import Tensor, nn
 
 from wbc import __version__
@@ -22,7 +23,7 @@ from wbc.taxonomy import label_matrix, load_taxonomy
 from wbc.training.classifier_data import CropData, CropSamples, CropSettings, read_crops
 from wbc.training.loop import LoopSettings, fit
 from wbc.training.measure import measure_classifier
-from wbc.training.start import start_from_imagenet, untrained
+from wbc.training.start import freeze_parts, start_from_imagenet, untrained
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,8 @@ log = logging.getLogger(__name__)
 class ClassifierConfig:
     """A classifier's training config, table by table.
 
-    `model` holds the builder's arguments; `imagenet` says whether the backbone starts from packaged ImageNet weights.
+    `model` holds the builder's arguments; `imagenet` says whether the backbone starts from packaged ImageNet weights,
+    `frozen` which of its parts keep them, batch statistics included (timm's names, with or without a dot at their end).
     Coarse labels of `data` train through the tree of `taxonomy`. A cell that the classifier names with a probability
     below `threshold` is unidentified.
     """
@@ -45,6 +47,7 @@ class ClassifierConfig:
     name: str = "wbc-classifier"
     threshold: float = 0.0
     imagenet: bool = True
+    frozen: tuple[str, ...] = ()
     crop: CropSettings = field(default_factory=CropSettings)
     jitter: Jitter = field(default_factory=Jitter)
     measure: tuple[CropData, ...] = ()
@@ -69,6 +72,7 @@ class ClassifierConfig:
             std=STD,
             sha256="",
             threshold=self.threshold,
+            even_light=self.crop.even_light,
             dataset=file_revision(source),
             code_revision=code_revision(),
             credits=self.credits,
@@ -80,16 +84,30 @@ def train_classifier(config: Path, data: Path, out: Path, device: str) -> ModelC
 
     Raises ValueError for a config or data that cannot be used, naming the file.
     """
-    plan = read_toml(config, ClassifierConfig)
+    return train_as_planned(read_toml(config, ClassifierConfig), config, data, out, device)
+
+
+def train_as_planned(plan: ClassifierConfig, config: Path, data: Path, out: Path, device: str) -> ModelCard:
+    """`train_classifier` by a plan that the file `config` holds, or that was made from it."""
     card = plan.card(config)
-    model = untrained(card, config, plan.loop.seed)
-    if plan.imagenet:
-        log.info("not from ImageNet: %s", start_from_imagenet(model, config))
+    model = _untrained(plan, card, config)
     samples, matrix = _samples(plan, data)
     losses = tree_losses(matrix, MEAN, STD)
     trained = fit(model.to(device), samples, _stack, losses, plan.loop, out / "checkpoint.pt")
-    card = registry.save(out, trained, card)
+    unfreeze_batch_norm_2d(trained)  # type: ignore[no-untyped-call]  # timm's frozen ones lack a key of the state dict
+    card = registry.save(out, trained.eval(), card)
     return registry.save(out, trained, replace(card, metrics=measure_classifier(plan.measure, data, out, device)))
+
+
+def _untrained(plan: ClassifierConfig, card: ModelCard, config: Path) -> nn.Module:
+    model = untrained(card, config, plan.loop.seed)
+    if plan.imagenet:
+        log.info("not from ImageNet: %s", start_from_imagenet(model, config))
+    try:
+        freeze_parts(model, plan.frozen)
+    except AttributeError as error:
+        raise ValueError(f"{config}: frozen is {list(plan.frozen)}: {error}") from error
+    return model
 
 
 def _samples(plan: ClassifierConfig, data: Path) -> tuple[CropSamples, NDArray[np.float32]]:

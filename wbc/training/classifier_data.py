@@ -13,8 +13,17 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from wbc.datasets.augment import Jitter, jitter_optics, jitter_stain
-from wbc.datasets.crops import PATCH_PX, PATCH_UM, Crops, cut_crops, read_crop_table
+from wbc.cells.crop import even_light
+from wbc.datasets.augment import Jitter, jitter_optics, jitter_stain, take_stain
+from wbc.datasets.crops import (
+    PATCH_PX,
+    PATCH_UM,
+    Crops,
+    cut_crops,
+    read_cell_boxes,
+    read_cell_pictures,
+    read_crop_table,
+)
 from wbc.datasets.labels import red_cell_um_per_px
 from wbc.training.detector_data import BoxData, read_boxes
 
@@ -45,14 +54,47 @@ class CutCells(BoxData):
     kinds: str = field(kw_only=True)
 
 
-CropData = Annotated[CropTable | CutCells, Field(discriminator="format")]
+@dataclass(frozen=True, slots=True)
+class CellPictures:
+    """Pictures of one cell each in the folder `images`; `kinds` is a CSV of `image` (a stem) and `label`."""
+
+    images: str
+    kinds: str
+    um_per_px: float
+    format: Literal["pictures"] = "pictures"
+    weight: float = 1.0
+    set: str = ""
 
 
-def read_crops(spec: CropTable | CutCells, data: Path) -> Crops:
+@dataclass(frozen=True, slots=True)
+class CellBoxes:
+    """White cells of the fields in `images`; `cells` is a CSV of `field` (a file name), `kind`, `x0 y0 x1 y1`."""
+
+    images: str
+    cells: str
+    um_per_px: float
+    format: Literal["boxes"] = "boxes"
+    weight: float = 1.0
+    set: str = ""
+
+
+CropData = Annotated[CropTable | CutCells | CellPictures | CellBoxes, Field(discriminator="format")]
+
+
+def read_crops(spec: CropData, data: Path) -> Crops:
     """Single cells of one data set below `data`. Raises ValueError as its reader does."""
-    if isinstance(spec, CropTable):
-        parts = [read_crop_table(data / spec.table, split, spec.um_per_px, spec.leave_out) for split in spec.splits]
-        return Crops(np.concatenate([c.pixels for c in parts]), tuple(label for c in parts for label in c.labels))
+    match spec:
+        case CropTable():
+            parts = [read_crop_table(data / spec.table, split, spec.um_per_px, spec.leave_out) for split in spec.splits]
+            return Crops(np.concatenate([c.pixels for c in parts]), tuple(label for c in parts for label in c.labels))
+        case CellPictures():
+            return read_cell_pictures(data / spec.images, data / spec.kinds, spec.um_per_px)
+        case CellBoxes():
+            return read_cell_boxes(data / spec.images, data / spec.cells, spec.um_per_px)
+    return _cut_cells(spec, data)
+
+
+def _cut_cells(spec: CutCells, data: Path) -> Crops:
     kinds = pd.read_csv(data / spec.kinds).dropna().set_index("image")["subtypes"]
     sure = {str(stem): str(kind) for stem, kind in kinds.items() if ";" not in kind}
     pictures = read_boxes(spec, data)
@@ -61,7 +103,11 @@ def read_crops(spec: CropTable | CutCells, data: Path) -> Crops:
 
 @dataclass(frozen=True, slots=True)
 class CropSettings:
-    """A classifier's window: `input_px` a side at `um_per_px`; training moves, turns, shears and scales it this far."""
+    """A classifier's window: `input_px` a side at `um_per_px`, its light evened or not (`wbc.cells.crop.even_light`).
+
+    Training moves, turns, shears and scales it this far, and with a chance of `other_stain` takes the stain of a cell
+    of another data set.
+    """
 
     input_px: int = 128
     um_per_px: float = 0.16
@@ -69,13 +115,16 @@ class CropSettings:
     largest_scale: float = 1.25
     shift_um: float = 1.2
     shear: float = 0.12
+    even_light: bool = False
+    other_stain: float = 0.0
 
 
 class CropSamples(Dataset[tuple[Tensor, int]]):
     """Endless crops: the i-th depends on seed and i alone. Pixels uint8 (3,S,S), and the index of its label's row.
 
     `parts` are (crops, row of each label, weight): a part is drawn by its weight, a label within it by the root of its
-    number of cells, so that three basophils are neither lost nor learnt by heart.
+    number of cells, so that three basophils are neither lost nor learnt by heart. With a chance of `crop.other_stain` a
+    cell has the stain of any cell of another part, wholly or in part: colour alone tells neither kind nor laboratory.
     """
 
     def __init__(
@@ -97,8 +146,16 @@ class CropSamples(Dataset[tuple[Tensor, int]]):
         among = self.of_label[part][int(rng.choice(len(self.chance[part]), p=self.chance[part]))]
         i = among[int(rng.integers(len(among)))]
         pixels = random_window(self.parts[part].pixels[i], self.crop, rng)
+        if len(self.parts) > 1 and rng.random() < self.crop.other_stain:
+            pixels = take_stain(pixels, self._cell_elsewhere(part, rng), rng.uniform(0, 1))
         pixels = jitter_optics(jitter_stain(pixels, self.jitter, rng), self.jitter, rng)
+        pixels = even_light(pixels[None])[0] if self.crop.even_light else pixels
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), self.rows[part][i]
+
+    def _cell_elsewhere(self, part: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+        others = [p for i, p in enumerate(self.parts) if i != part]
+        pixels = others[int(rng.integers(len(others)))].pixels
+        return pixels[int(rng.integers(len(pixels)))]
 
 
 def _fractions(weights: list[float]) -> NDArray[np.float64]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from timm.layers.norm_act import freeze_batch_norm_2d, unfreeze_batch_norm_2d
-from timm.utils.model import freeze
 from torch import Tensor, nn
 
 from wbc import __version__
@@ -23,7 +22,7 @@ from wbc.training.calibration import CalibrationSettings, calibrate
 from wbc.training.detector_data import BoxData, Mosaics, RenderedData, load_sources, render_source
 from wbc.training.loop import LoopSettings, fit
 from wbc.training.measure import measure_detector
-from wbc.training.start import start_from_imagenet, untrained
+from wbc.training.start import freeze_parts, start_from_imagenet, untrained
 
 log = logging.getLogger(__name__)
 
@@ -118,8 +117,7 @@ def freeze_body(model: TrainableDetector, frozen: Sequence[str]) -> None:
     Frozen batch norms of timm lack a key of the state dict: `unfreeze_body` before a model is saved.
     """
     freeze_batch_norm_2d(model.body)  # type: ignore[no-untyped-call]
-    if frozen:  # timm freezes all where nothing is named
-        freeze(model.body, [part.removesuffix(".") for part in frozen])  # type: ignore[no-untyped-call]
+    freeze_parts(model.body, frozen)
 
 
 def unfreeze_body(model: TrainableDetector) -> None:

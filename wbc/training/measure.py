@@ -16,7 +16,7 @@ from wbc.datasets.labels import red_cell_um_per_px
 from wbc.models import registry
 from wbc.models.registry import LoadedModel
 from wbc.storage.images import read_field
-from wbc.training.classifier_data import CropTable, CutCells, read_crops
+from wbc.training.classifier_data import CropData, read_crops
 from wbc.training.detector_data import BoxData, read_boxes
 from wbc.training.metrics import average_precision, confusion, kind_accuracy
 
@@ -40,7 +40,7 @@ def measure_detector(specs: Sequence[BoxData], data: Path, model: Path, device: 
     return metrics
 
 
-def measure_classifier(specs: Sequence[CropTable | CutCells], data: Path, model: Path, device: str) -> dict[str, float]:
+def measure_classifier(specs: Sequence[CropData], data: Path, model: Path, device: str) -> dict[str, float]:
     """Accuracy and macro recall of a saved classifier on data sets below `data`, each figure named by its set."""
     metrics: dict[str, float] = {}
     for spec in specs:

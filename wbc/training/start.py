@@ -1,8 +1,10 @@
 """The model that training starts from: weights drawn by a seed, features from ImageNet."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from timm.utils.model import freeze
 from torch import nn
 
 from wbc.models import builders
@@ -28,3 +30,12 @@ def start_from_imagenet(features: nn.Module, config: Path) -> list[str]:
         return load_lite_weights(features, str(getattr(features, "default_cfg", {}).get("architecture", "")))
     except ValueError as error:
         raise ValueError(f"{config}: {error}, or set imagenet to false") from error
+
+
+def freeze_parts(features: nn.Module, frozen: Sequence[str]) -> None:
+    """Fix the named parts of a module of timm's at their weights and batch statistics, in place.
+
+    Raises AttributeError for a part that it has not.
+    """
+    if frozen:  # timm freezes all where nothing is named
+        freeze(features, [part.removesuffix(".") for part in frozen])  # type: ignore[no-untyped-call]

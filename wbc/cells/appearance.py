@@ -1,0 +1,68 @@
+"""How a laboratory's pictures look, whatever cells they show, and how far a slide's look is from those known."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from wbc.cells.crop import DENSITIES, GROUND_PERCENT
+
+NEIGHBOURS = 3
+CELL, SURROUNDINGS = 0.3, 0.55  # of half a side: within is surely the cell, beyond mostly red cells and background
+CLEAR = 0.05  # a hue of less density than this is none
+
+
+def appearance(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What light, stain and focus make of crops uint8 (N,S,S,3) about a cell: float32 (N,29).
+
+    In optical densities (Beer-Lambert): the background (3); the cell's quartile, middle and darkest tenth (9); the
+    surroundings' middle and darkest sixth (6); the colours' covariance (6); how sharp edges are, on the whole and at
+    the sharpest (2, logarithms); hues of the surroundings (3). Hues are unit vectors, doubled so that they weigh.
+    """
+    n = len(crops)
+    density = DENSITIES[crops[:, ::2, ::2]]
+    ground = np.percentile(density, GROUND_PERCENT, axis=(1, 2))
+    density = density - ground[:, None, None].astype(np.float32)
+    y, x = np.mgrid[-1 : 1 : density.shape[1] * 1j, -1 : 1 : density.shape[2] * 1j]
+    cell, around = density[:, x**2 + y**2 < CELL**2], density[:, x**2 + y**2 > SURROUNDINGS**2]
+    of_cell = np.percentile(cell, (25, 50, 90), axis=1).transpose(1, 0, 2).reshape(n, -1)
+    of_surroundings = np.percentile(around, (50, 85), axis=1).transpose(1, 0, 2).reshape(n, -1)
+    spread = np.stack([np.cov(d.reshape(-1, 3).T)[np.triu_indices(3)] for d in density]) if n else np.zeros((0, 6))
+    parts = [
+        ground,
+        of_cell,
+        of_surroundings,
+        np.sign(spread) * np.sqrt(np.abs(spread)),
+        _sharpness(density.mean(3)),
+        2 * _hue(of_surroundings[:, 3:]),
+    ]
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def _sharpness(grey: NDArray[np.float32]) -> NDArray[np.float64]:
+    middle = grey[:, 1:-1, 1:-1]
+    beside = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
+    edges = np.abs(4 * middle - beside).reshape(len(grey), -1)
+    return np.log(np.stack([edges.mean(1), np.percentile(edges, 99, axis=1)], 1) + 1e-3)
+
+
+def _hue(densities: NDArray[np.float64]) -> NDArray[np.float64]:
+    return densities / np.linalg.norm(densities, axis=1, keepdims=True).clip(min=CLEAR)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KnownLooks:
+    """Cells of the laboratories that a classifier has learnt from, by their `appearance` float32 (M,F).
+
+    `spread` (F,) is how much each number varies within a laboratory.
+    """
+
+    looks: NDArray[np.float32]
+    spread: NDArray[np.float32]
+
+    def distance(self, looks: NDArray[np.float32]) -> NDArray[np.float32]:
+        """How far the appearance (N,F) of cells is from the nearest known ones: float32 (N,), in spreads."""
+        tree = cKDTree(self.looks / self.spread)
+        apart, _ = tree.query(looks / self.spread, k=NEIGHBOURS)
+        return np.asarray(apart.mean(1).astype(np.float32))
