@@ -8,19 +8,22 @@ from scipy.spatial import cKDTree
 
 from wbc.cells.crop import DENSITIES, GROUND_PERCENT
 
+N_FACTS = 29
 NEIGHBOURS = 3
 CELL, SURROUNDINGS = 0.3, 0.55  # of half a side: within is surely the cell, beyond mostly red cells and background
 CLEAR = 0.05  # a hue of less density than this is none
 
 
 def appearance(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What light, stain and focus make of crops uint8 (N,S,S,3) about a cell: float32 (N,29).
+    """What light, stain and focus make of crops uint8 (N,S,S,3) about a cell: float32 (N,N_FACTS).
 
     In optical densities (Beer-Lambert): the background (3); the cell's quartile, middle and darkest tenth (9); the
     surroundings' middle and darkest sixth (6); the colours' covariance (6); how sharp edges are, on the whole and at
     the sharpest (2, logarithms); hues of the surroundings (3). Hues are unit vectors, doubled so that they weigh.
     """
     n = len(crops)
+    if not n:
+        return np.zeros((0, N_FACTS), np.float32)
     density = DENSITIES[crops[:, ::2, ::2]]
     ground = np.percentile(density, GROUND_PERCENT, axis=(1, 2))
     density = density - ground[:, None, None].astype(np.float32)
@@ -28,7 +31,7 @@ def appearance(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
     cell, around = density[:, x**2 + y**2 < CELL**2], density[:, x**2 + y**2 > SURROUNDINGS**2]
     of_cell = np.percentile(cell, (25, 50, 90), axis=1).transpose(1, 0, 2).reshape(n, -1)
     of_surroundings = np.percentile(around, (50, 85), axis=1).transpose(1, 0, 2).reshape(n, -1)
-    spread = np.stack([np.cov(d.reshape(-1, 3).T)[np.triu_indices(3)] for d in density]) if n else np.zeros((0, 6))
+    spread = np.stack([np.cov(d.reshape(-1, 3).T)[np.triu_indices(3)] for d in density])
     parts = [
         ground,
         of_cell,

@@ -36,11 +36,13 @@ def even_light(crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
     By optical density (Beer-Lambert): the background, which few pixels are brighter than, becomes white, and the
     darkest tenth of the cell in the middle as dark as REFERENCE_DENSITY. Hues stay as they were.
     """
-    n, side = crops.shape[:2]
+    if not len(crops):
+        return crops
+    side = crops.shape[1]
     density = _density_above_ground(crops)
     y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
     cell = density.mean(3)[:, x**2 + y**2 < CELL_PART**2][:, ::3]
-    darkest = np.percentile(cell, 90, axis=1).clip(min=LEAST_DENSITY) if n else np.zeros(0)
+    darkest = np.percentile(cell, 90, axis=1).clip(min=LEAST_DENSITY)
     density *= (REFERENCE_DENSITY / darkest).astype(np.float32)[:, None, None, None]
     light: NDArray[np.uint8] = (np.exp(-density.clip(min=-0.1, max=4)) * WHITE).astype(np.uint8)
     return light

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from wbc.cells.crop import cut_square
-from wbc.datasets.augment import Jitter, add_debris, hue_matrix, jitter_optics, jitter_stain, shear, turn
+from wbc.datasets.augment import Jitter, add_debris, hue_matrix, jitter_optics, jitter_stain, shear, take_stain, turn
 from wbc.datasets.crops import PATCH_PX, PATCH_UM, Crops
 from wbc.training.classifier import normalise, tree_losses
 from wbc.training.classifier_data import CropSamples, CropSettings, random_window
@@ -93,6 +93,42 @@ def test_stain_changes_colours_and_keeps_cells_darker_than_the_ground() -> None:
     assert jitter_stain(pixels, Jitter(plain=1.0), np.random.default_rng(0)) is pixels
 
 
+def smear(ink: tuple[int, ...], light: tuple[int, ...], seed: int = 0) -> NDArray[np.uint8]:
+    """A ground of one light, cells of all depths of one ink and a little of others."""
+    rng = np.random.default_rng(seed)
+    depth = rng.random((96, 96, 1)).clip(0.3) - 0.3
+    others = depth * rng.uniform(-0.15, 0.15, (96, 96, 3))
+    return np.asarray(np.array(light) * (np.array(ink) / 255) ** depth * np.exp(-others)).clip(0, 255).astype(np.uint8)
+
+
+def densities(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Optical densities above the brightest (N,3)."""
+    return np.asarray(np.log((pixels.max((0, 1)).astype(float) + 1) / (pixels.astype(float) + 1))).reshape(-1, 3)
+
+
+def test_a_stain_that_is_taken_has_the_others_colours_on_ones_own_ground() -> None:
+    own, other = smear((90, 60, 200), (240, 230, 220)), smear((200, 60, 60), (150, 160, 250), 1)
+    moved = take_stain(own, other, 1.0)
+    assert (moved.shape, moved.dtype) == (own.shape, np.uint8)
+    np.testing.assert_allclose(np.cov(densities(moved).T), np.cov(densities(other).T), atol=0.01)
+    np.testing.assert_allclose(np.percentile(moved, 95, (0, 1)), np.percentile(own, 95, (0, 1)), atol=8)
+
+
+def test_no_share_of_another_stain_changes_nothing() -> None:
+    own = smear((90, 60, 200), (240, 230, 220))
+    assert np.abs(take_stain(own, smear((200, 60, 60), (150, 160, 250)), 0.0).astype(int) - own).max() <= 1
+
+
+def test_grey_pictures_have_no_hue_and_coarse_ones_no_detail() -> None:
+    pixels = smear((90, 60, 200), (240, 240, 240))
+    grey = jitter_stain(pixels, Jitter(plain=0, grey=1.0, mix=0, gamma=0), np.random.default_rng(3))
+    assert np.ptp(densities(grey), axis=1).max() < 0.05 < np.ptp(densities(pixels), axis=1).max()
+    noisy = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
+    edges = [abs(np.diff(jitter_optics(noisy, Jitter(coarse=c), np.random.default_rng(s)).astype(int), axis=0)).mean()
+             for c in (0.3, 1.0) for s in range(40)]  # fmt: skip
+    assert np.mean(edges[:40]) < np.mean(edges[40:])
+
+
 def test_optics_and_debris_leave_size_and_most_of_the_picture() -> None:
     pixels, _ = painted()
     for seed in range(20):
@@ -111,13 +147,13 @@ def patches(colours: list[int]) -> NDArray[np.uint8]:
 
 
 QUIET = Jitter(plain=1.0)
+ROWS = {"a": 0, "ab": 1, "b": 2}
 
 
 def samples(seed: int = 0) -> CropSamples:
     common = Crops(patches([10] * 64 + [120]), ("a",) * 64 + ("b",))
     coarse = Crops(patches([230]), ("ab",))
-    rows = {"a": 0, "ab": 1, "b": 2}
-    return CropSamples([(common, rows, 3.0), (coarse, rows, 1.0)], CropSettings(input_px=32), QUIET, seed)
+    return CropSamples([(common, ROWS, 3.0), (coarse, ROWS, 1.0)], CropSettings(input_px=32), QUIET, seed)
 
 
 def test_a_sample_depends_on_seed_and_index_alone() -> None:
@@ -137,6 +173,16 @@ def test_pixels_and_rows_belong_together_and_rare_kinds_are_neither_lost_nor_lea
     assert np.mean([n == row for n, (_, row) in zip(near, drawn, strict=True)]) > 0.97
     share = np.bincount([row for _, row in drawn], minlength=3) / 400
     assert share == pytest.approx([0.75 * 8 / 9, 0.25, 0.75 / 9], abs=0.07)
+
+
+def test_cells_take_the_stain_of_another_part() -> None:
+    parts = [(Crops(np.stack([np.tile(smear(ink, (240,) * 3), (2, 2, 1))[:PATCH_PX, :PATCH_PX]]), (kind,)), ROWS, 1.0)
+             for ink, kind in (((60, 60, 200), "a"), ((200, 60, 60), "b"))]  # fmt: skip
+    moved = CropSamples(parts, CropSettings(input_px=64, other_stain=1.0), QUIET, 0)
+    kept = CropSamples(parts, CropSettings(input_px=64), QUIET, 0)
+    redness = [[float(p[0].float().mean() - p[2].float().mean()) for p, row in (s[i] for i in range(60)) if row == 0]
+               for s in (kept, moved)]  # fmt: skip
+    assert max(redness[0]) < 0 < max(redness[1])
 
 
 def test_the_window_that_is_trained_on_is_the_window_that_is_counted() -> None:

@@ -17,7 +17,15 @@ from PIL import Image
 from wbc.configs import checked
 from wbc.datasets.augment import Jitter
 from wbc.datasets.coco import coco_truth, read_coco
-from wbc.datasets.crops import PATCH_PX, PATCH_UM, Crops, cut_crops, read_crop_table
+from wbc.datasets.crops import (
+    PATCH_PX,
+    PATCH_UM,
+    Crops,
+    cut_crops,
+    read_cell_boxes,
+    read_cell_pictures,
+    read_crop_table,
+)
 from wbc.datasets.fractions import read_fractions
 from wbc.datasets.labels import LabelledPicture, clean, red_cell_um_per_px
 from wbc.datasets.mosaic import MosaicSettings, Source, add_giant_platelets, cut, load_source
@@ -259,6 +267,36 @@ def test_only_a_lone_white_cell_of_a_sure_kind_is_cut(tmp_path: Path) -> None:
     np.testing.assert_allclose(dark.mean(0), PATCH_PX / 2 - 0.5, atol=1)
     np.testing.assert_allclose(np.ptp(dark, 0), 40, atol=1)
     assert cut_crops(pictures, {}, um_per_px).pixels.shape == (0, PATCH_PX, PATCH_PX, 3)
+
+
+def test_cells_come_from_pictures_of_one_each_and_from_boxes_of_fields(tmp_path: Path) -> None:
+    field = np.full((200, 300, 3), 240, np.uint8)
+    field[40:60, 80:100], field[150:170, 220:240] = (200, 0, 0), (0, 0, 200)
+    for name, pixels in (("f.png", field), ("1.png", field[30:70, 70:110]), ("2.png", field[140:180, 210:250])):
+        Image.fromarray(pixels).save(tmp_path / name)
+    (tmp_path / "cells.csv").write_text(
+        "field,smear,kind,x0,y0,x1,y1\nf.png,A,monocyte,220,150,240,170\nf.png,A,basophil,80,40,100,60\n"
+    )
+    (tmp_path / "kinds.csv").write_text("image,label\n2,monocyte\n1,basophil\n")
+    boxes = read_cell_boxes(tmp_path, tmp_path / "cells.csv", 0.5)
+    pictures = read_cell_pictures(tmp_path, tmp_path / "kinds.csv", 0.5)
+    assert boxes.labels == pictures.labels == ("monocyte", "basophil")
+    for crops in (boxes, pictures):
+        middles = crops.pixels[:, PATCH_PX // 2, PATCH_PX // 2].astype(int)
+        assert (np.abs(middles - [(0, 0, 200), (200, 0, 0)]) < 12).all()
+    np.testing.assert_allclose(boxes.pixels[:, 30:-30, 30:-30], pictures.pixels[:, 30:-30, 30:-30], atol=4)
+
+
+def test_cells_without_a_picture_or_with_a_broken_box_are_named(tmp_path: Path) -> None:
+    (tmp_path / "cells.csv").write_text("field,kind,x0,y0,x1,y1\nf.png,monocyte,1,1,2,2\nf.png,monocyte,1,1,,2\n")
+    with pytest.raises(ValueError, match=r"cells\.csv: line 3: the box is not four finite numbers"):
+        read_cell_boxes(tmp_path, tmp_path / "cells.csv", 0.1)
+    (tmp_path / "cells.csv").write_text("field,kind,x0,y0,x1,y1\nf.png,monocyte,1,1,2,2\n")
+    with pytest.raises(ValueError, match=r"cells\.csv: picture .*f\.png is missing"):
+        read_cell_boxes(tmp_path, tmp_path / "cells.csv", 0.1)
+    (tmp_path / "kinds.csv").write_text("image,label\n7,monocyte\n")
+    with pytest.raises(ValueError, match=r"kinds\.csv: there is no picture 7 in"):
+        read_cell_pictures(tmp_path, tmp_path / "kinds.csv", 0.1)
 
 
 def test_crops_of_another_number_than_labels_are_refused() -> None:
