@@ -75,7 +75,8 @@ def measure(config: Path, data: Path, out: Path, steps: int, only: Sequence[str]
     """Train without each laboratory below `out`, or take what is trained there, and name that laboratory's cells."""
     plan = read_toml(config, ClassifierConfig)
     taxonomy = load_taxonomy(plan.taxonomy)
-    plan = replace(plan, measure=(), loop=replace(plan.loop, steps=steps or plan.loop.steps))
+    # From ImageNet: the model that a config starts from may have seen the stranger.
+    plan = replace(plan, start="", measure=(), loop=replace(plan.loop, steps=steps or plan.loop.steps))
     rows = []
     for stranger in (*plan.data, TECOM):
         if only and stranger.set not in only:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wbc.configs import read_toml
@@ -146,6 +147,33 @@ def test_a_classifier_learns_from_coarse_labels_too(data: Path, tmp_path: Path) 
     assert matrix.sum() == 24
     assert card.metrics["cells accuracy"] == round(float(np.trace(matrix) / 24), 4)
     assert card.metrics["cells accuracy"] >= 0.9  # three kinds of three colours: chance is a third
+
+
+def test_a_classifier_starts_from_another_and_its_frozen_parts_stay(data: Path, tmp_path: Path) -> None:
+    pd.read_parquet(data / "cells.parquet").to_parquet(data / "coarse.parquet")
+    first = classifier_config(tmp_path / "first.toml", 4)
+    train_classifier(first, data, tmp_path / "first", "cpu")
+    config = tmp_path / "second.toml"
+    text = first.read_text().replace('"lymphocyte"]', '"lymphocyte", "monocyte"]')
+    config.write_text(f'start = "{tmp_path / "first"}"\nfrozen = ["conv_stem", "bn1", "blocks.0"]\n{text}')
+    card = train_classifier(config, data, tmp_path / "second", "cpu")
+    assert card.classes[-1] == "monocyte"
+    before, after = (load_file(tmp_path / model / registry.WEIGHTS) for model in ("first", "second"))
+    assert before.keys() == after.keys()
+    same = {
+        name for name in before if before[name].shape == after[name].shape and torch.equal(before[name], after[name])
+    }
+    frozen = {n for n in before if n.startswith(("conv_stem", "bn1", "blocks.0")) and "num_batches" not in n}
+    assert frozen <= same
+    assert not [n for n in same if n.startswith(("blocks.3", "conv_head")) and n.endswith("weight")]
+
+
+def test_a_model_of_another_architecture_is_no_start(data: Path, tmp_path: Path) -> None:
+    config = classifier_config(tmp_path / "classifier.toml", 2)
+    text = config.read_text().replace("tf_efficientnet_lite0", "test_efficientnet")
+    config.write_text('start = "bundled:classifier"\n' + text)
+    with pytest.raises(ValueError, match=r"'bundled:classifier' is of another architecture: .*lite0"):
+        train_classifier(config, data, tmp_path / "model", "cpu")
 
 
 class OneCell(nn.Module):

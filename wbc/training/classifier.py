@@ -23,7 +23,7 @@ from wbc.taxonomy import label_matrix, load_taxonomy
 from wbc.training.classifier_data import CropData, CropSamples, CropSettings, read_crops
 from wbc.training.loop import LoopSettings, fit
 from wbc.training.measure import measure_classifier
-from wbc.training.start import freeze_parts, start_from_imagenet, untrained
+from wbc.training.start import freeze_parts, start_from_imagenet, start_from_model, untrained
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,8 @@ class ClassifierConfig:
     """A classifier's training config, table by table.
 
     `model` holds the builder's arguments; `imagenet` says whether the backbone starts from packaged ImageNet weights,
-    `frozen` which of its parts keep them, batch statistics included (timm's names, with or without a dot at their end).
+    `start` names a classifier to start from instead, and `frozen` parts that keep what they start from, batch
+    statistics included (timm's names, with or without a dot at their end).
     Coarse labels of `data` train through the tree of `taxonomy`. A cell that the classifier names with a probability
     below `threshold` is unidentified.
     """
@@ -47,6 +48,7 @@ class ClassifierConfig:
     name: str = "wbc-classifier"
     threshold: float = 0.0
     imagenet: bool = True
+    start: str = ""
     frozen: tuple[str, ...] = ()
     crop: CropSettings = field(default_factory=CropSettings)
     jitter: Jitter = field(default_factory=Jitter)
@@ -101,7 +103,9 @@ def train_as_planned(plan: ClassifierConfig, config: Path, data: Path, out: Path
 
 def _untrained(plan: ClassifierConfig, card: ModelCard, config: Path) -> nn.Module:
     model = untrained(card, config, plan.loop.seed)
-    if plan.imagenet:
+    if plan.start:
+        start_from_model(model, card, plan.start)
+    elif plan.imagenet:
         log.info("not from ImageNet: %s", start_from_imagenet(model, config))
     try:
         freeze_parts(model, plan.frozen)

@@ -1,4 +1,4 @@
-"""The model that training starts from: weights drawn by a seed, features from ImageNet."""
+"""The model that training starts from: weights drawn by a seed, features from ImageNet or from another model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 from timm.utils.model import freeze
 from torch import nn
 
-from wbc.models import builders
+from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
 from wbc.models.imagenet import load_lite_weights
 
@@ -30,6 +30,24 @@ def start_from_imagenet(features: nn.Module, config: Path) -> list[str]:
         return load_lite_weights(features, str(getattr(features, "default_cfg", {}).get("architecture", "")))
     except ValueError as error:
         raise ValueError(f"{config}: {error}, or set imagenet to false") from error
+
+
+def start_from_model(module: nn.Module, card: ModelCard, reference: str) -> None:
+    """Give a module of timm's the weights of a classifier of the same architecture, in place.
+
+    Classes that both have keep their rows of the last layer, by name; a new class begins as the mean of all of them.
+    Raises ValueError where the architectures differ.
+    """
+    before = registry.load(registry.resolve(reference, card.task)[0], "cpu")
+    known, own = before.module.state_dict(), module.state_dict()
+    last = [name for name, _ in module.named_parameters() if name.startswith("classifier.")]
+    if [n for n in own if n not in last and (n not in known or known[n].shape != own[n].shape)] or not last:
+        raise ValueError(f"{reference!r} is of another architecture: {before.card.arguments}, not {card.arguments}")
+    rows = [before.card.classes.index(c) if c in before.card.classes else None for c in card.classes]
+    for name in last:
+        mean = known[name].mean(0)
+        known[name] = torch.stack([mean if row is None else known[name][row] for row in rows])
+    module.load_state_dict({name: tensor.clone() for name, tensor in known.items()})
 
 
 def freeze_parts(features: nn.Module, frozen: Sequence[str]) -> None:
