@@ -1,5 +1,6 @@
 """How a laboratory's pictures look, whatever cells they show, and how far a slide's look is from those known."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,10 @@ from scipy.spatial import cKDTree
 from wbc.cells.crop import DENSITIES, GROUND_PERCENT
 
 N_FACTS = 29
+LOOKS = "known_looks"
+MOST_CELLS = 600  # of a laboratory are kept
+SETS, SLIDE_CELLS = 200, 50
+LEAST_SPREAD = 1e-3
 NEIGHBOURS = 3
 CELL, SURROUNDINGS = 0.3, 0.55  # of half a side: within is surely the cell, beyond mostly red cells and background
 CLEAR = 0.05  # a hue of less density than this is none
@@ -58,11 +63,45 @@ def _hue(densities: NDArray[np.float64]) -> NDArray[np.float64]:
 class KnownLooks:
     """Cells of the laboratories that a classifier has learnt from, by their `appearance` float32 (M,F).
 
-    `spread` (F,) is how much each number varies within a laboratory.
+    `spread` (F,) is how much each number varies within a laboratory. Half of a known laboratory's cells are nearer than
+    `limit`, whichever slide they are from; a slide whose middle cell is farther is a stranger's.
     """
 
     looks: NDArray[np.float32]
     spread: NDArray[np.float32]
+    limit: float
+
+    @staticmethod
+    def of(laboratories: Sequence[NDArray[np.float32]], seed: int = 0) -> "KnownLooks":
+        """What to know of laboratories, each by the appearance (N,F) of its cells: up to MOST_CELLS of each.
+
+        The limit is the largest that sets of SLIDE_CELLS cells of one laboratory come to, measured against the other
+        half of its cells and all others', but for the outermost percent.
+        """
+        rng = np.random.default_rng(seed)
+        spread = np.mean([looks.std(0) for looks in laboratories], axis=0) + LEAST_SPREAD
+        orders = [rng.permutation(len(looks)) for looks in laboratories]
+        halves = [(looks[o[::2]], looks[o[1::2]]) for looks, o in zip(laboratories, orders, strict=True)]
+        half = KnownLooks(np.concatenate([a[:MOST_CELLS] for a, _ in halves]), spread, np.inf)
+        middles = [
+            np.median(half.distance(b)[rng.integers(len(b), size=(SETS, SLIDE_CELLS))], axis=1) for _, b in halves
+        ]
+        limit = max(float(np.percentile(m, 99)) for m in middles)
+        every = [looks[o[:MOST_CELLS]] for looks, o in zip(laboratories, orders, strict=True)]
+        return KnownLooks(np.concatenate(every), spread, limit)
+
+    @staticmethod
+    def from_arrays(arrays: Mapping[str, NDArray[np.float32]]) -> "KnownLooks | None":
+        """What `arrays` made, as a model has it beside its weights; None where it has none."""
+        if LOOKS not in arrays:
+            return None
+        spread, (limit,) = arrays[f"{LOOKS}_spread"], arrays[f"{LOOKS}_limit"]
+        return KnownLooks(arrays[LOOKS], spread, float(limit))
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """The same as arrays by name, to be stored beside a model's weights."""
+        limit = np.array([self.limit], np.float32)
+        return {LOOKS: self.looks, f"{LOOKS}_spread": self.spread, f"{LOOKS}_limit": limit}
 
     def distance(self, looks: NDArray[np.float32]) -> NDArray[np.float32]:
         """How far the appearance (N,F) of cells is from the nearest known ones: float32 (N,), in spreads."""

@@ -5,10 +5,12 @@ torch takes seconds to import, and a card can be read without it: what needs tor
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from upath import UPath
 
@@ -17,10 +19,12 @@ from wbc.storage.atomic import staged
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
     from torch import nn
 
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
+BESIDE = "beside."  # begins the names of arrays that are stored with a module's weights and are none of them
 BUNDLED = Path(__file__).parent / "weights"
 
 
@@ -38,11 +42,12 @@ class ModelRef:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel:
-    """A module in eval mode on its device, with its card."""
+    """A module in eval mode on its device, with its card; `beside` are arrays stored with its weights, by name."""
 
     module: "nn.Module"
     card: ModelCard
     device: "torch.device"
+    beside: Mapping[str, "NDArray[Any]"] = field(default_factory=dict)
 
 
 def bundled_models() -> list[str]:
@@ -134,7 +139,7 @@ def load(ref: ModelRef, device: str) -> LoadedModel:
         raise ModelError(f"{folder / CARD}: {error}") from error
     module = load_weights(built, folder / WEIGHTS)
     module.requires_grad_(False)
-    return LoadedModel(module.to(device).eval(), card, torch.device(device))
+    return LoadedModel(module.to(device).eval(), card, torch.device(device), read_beside(folder / WEIGHTS))
 
 
 def resolve_device(device: str) -> str:
@@ -154,7 +159,7 @@ def load_weights(module: "nn.Module", path: Path) -> "nn.Module":
     from safetensors.torch import load_file
 
     try:
-        state = load_file(path)
+        state = {name: tensor for name, tensor in load_file(path).items() if not name.startswith(BESIDE)}
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: {error}") from error
     own = module.state_dict()
@@ -166,10 +171,26 @@ def load_weights(module: "nn.Module", path: Path) -> "nn.Module":
     return module
 
 
-def save(folder: Path, module: "nn.Module", card: ModelCard) -> ModelCard:
+def read_beside(path: Path) -> dict[str, "NDArray[Any]"]:
+    """The arrays in a safetensors file that are none of the module's weights, float32, by the names they were saved by.
+
+    Raises OSError or SafetensorError where the file cannot be read.
+    """
+    import numpy as np
+    from safetensors import safe_open
+
+    with safe_open(path, "np") as file:
+        names = [name for name in file.keys() if name.startswith(BESIDE)]  # noqa: SIM118  # no dict
+        return {name.removeprefix(BESIDE): file.get_tensor(name).astype(np.float32) for name in names}
+
+
+def save(
+    folder: Path, module: "nn.Module", card: ModelCard, beside: Mapping[str, "NDArray[Any]"] = MappingProxyType({})
+) -> ModelCard:
     """Write a model as fp16 safetensors with its card, whose sha256 is filled in; returns that card.
 
-    Raises ValueError where a weight is not finite as fp16.
+    Arrays `beside` the module's weights go into the same file, and are what `LoadedModel.beside` holds. Raises
+    ValueError where a weight is not finite as fp16.
     """
     import torch
     from safetensors.torch import save as serialize
@@ -180,6 +201,7 @@ def save(folder: Path, module: "nn.Module", card: ModelCard) -> ModelCard:
         state[name] = value.half() if value.is_floating_point() else value
         if not torch.isfinite(state[name]).all():
             raise ValueError(f"{name} is not finite as fp16")
+    state |= {f"{BESIDE}{name}": torch.from_numpy(array).half().contiguous() for name, array in beside.items()}
     weights = serialize(state)
     card = replace(card, sha256=hashlib.sha256(weights).hexdigest())
     text = json.dumps(card.to_json(), indent=2, ensure_ascii=False) + "\n"

@@ -13,8 +13,10 @@ from timm.layers.norm_act import unfreeze_batch_norm_2d
 from torch import Tensor, nn
 
 from wbc import __version__
+from wbc.cells.appearance import KnownLooks, appearance
 from wbc.configs import read_toml
 from wbc.datasets.augment import Jitter
+from wbc.datasets.crops import Crops
 from wbc.models import registry
 from wbc.models.cards import ModelCard
 from wbc.models.imagenet import MEAN, STD
@@ -22,7 +24,7 @@ from wbc.revision import code_revision, file_revision
 from wbc.taxonomy import label_matrix, load_taxonomy
 from wbc.training.classifier_data import CropData, CropSamples, CropSettings, read_crops
 from wbc.training.loop import LoopSettings, fit
-from wbc.training.measure import measure_classifier
+from wbc.training.measure import count_windows, measure_classifier
 from wbc.training.start import freeze_parts, start_from_imagenet, start_from_model, untrained
 
 log = logging.getLogger(__name__)
@@ -93,12 +95,15 @@ def train_as_planned(plan: ClassifierConfig, config: Path, data: Path, out: Path
     """`train_classifier` by a plan that the file `config` holds, or that was made from it."""
     card = plan.card(config)
     model = _untrained(plan, card, config)
-    samples, matrix = _samples(plan, data)
+    crops = [read_crops(spec, data) for spec in plan.data]
+    samples, matrix = _samples(plan, crops)
     losses = tree_losses(matrix, MEAN, STD)
     trained = fit(model.to(device), samples, _stack, losses, plan.loop, out / "checkpoint.pt")
     unfreeze_batch_norm_2d(trained)  # type: ignore[no-untyped-call]  # timm's frozen ones lack a key of the state dict
-    card = registry.save(out, trained.eval(), card)
-    return registry.save(out, trained, replace(card, metrics=measure_classifier(plan.measure, data, out, device)))
+    looks = KnownLooks.of([appearance(count_windows(part, card)) for part in crops])
+    card = registry.save(out, trained.eval(), card, looks.arrays())
+    card = replace(card, metrics=measure_classifier(plan.measure, data, out, device))
+    return registry.save(out, trained, card, looks.arrays())
 
 
 def _untrained(plan: ClassifierConfig, card: ModelCard, config: Path) -> nn.Module:
@@ -114,9 +119,8 @@ def _untrained(plan: ClassifierConfig, card: ModelCard, config: Path) -> nn.Modu
     return model
 
 
-def _samples(plan: ClassifierConfig, data: Path) -> tuple[CropSamples, NDArray[np.float32]]:
+def _samples(plan: ClassifierConfig, crops: list[Crops]) -> tuple[CropSamples, NDArray[np.float32]]:
     """The crops that are drawn, and which classes each of their labels covers."""
-    crops = [read_crops(spec, data) for spec in plan.data]
     labels = sorted({label for part in crops for label in part.labels})
     rows = {label: i for i, label in enumerate(labels)}
     parts = [(part, rows, spec.weight) for part, spec in zip(crops, plan.data, strict=True)]

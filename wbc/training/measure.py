@@ -14,6 +14,7 @@ from wbc.cells.tiles import TileSettings
 from wbc.datasets.crops import PATCH_PX, PATCH_UM, Crops
 from wbc.datasets.labels import red_cell_um_per_px
 from wbc.models import registry
+from wbc.models.cards import ModelCard
 from wbc.models.registry import LoadedModel
 from wbc.storage.images import read_field
 from wbc.training.classifier_data import CropData, read_crops
@@ -62,7 +63,13 @@ def classifier_confusion(crops: Crops, reference: str, device: str) -> NDArray[n
 
 def crop_probabilities(crops: Crops, model: LoadedModel) -> NDArray[np.float32]:
     """Class probabilities float32 (N,C) of single cells, each in the window that a count cuts."""
-    side, middle = model.card.input_px * model.card.um_per_px * PATCH_PX / PATCH_UM, PATCH_PX / 2
-    windows = [cut_square(p, middle, middle, side, model.card.input_px) for p in crops.pixels]
-    parts = [predict(np.stack(windows[i : i + 64]), model) for i in range(0, len(windows), 64)]
+    windows = count_windows(crops, model.card)
+    parts = [predict(windows[i : i + 64], model) for i in range(0, len(windows), 64)]
     return np.concatenate([np.zeros((0, len(model.card.classes)), np.float32), *parts])
+
+
+def count_windows(crops: Crops, card: ModelCard) -> NDArray[np.uint8]:
+    """Single cells in the windows that a count cuts for a classifier: uint8 (N,S,S,3)."""
+    side, middle = card.input_px * card.um_per_px * PATCH_PX / PATCH_UM, PATCH_PX / 2
+    windows = [cut_square(p, middle, middle, side, card.input_px) for p in crops.pixels]
+    return np.stack([*windows, np.zeros((card.input_px, card.input_px, 3), np.uint8)])[:-1]

@@ -49,7 +49,7 @@ def test_a_crop_of_nothing_is_evened_too(level: int) -> None:
 
 def test_a_strange_lamp_stain_or_focus_is_far_and_another_cell_is_not() -> None:
     looks = appearance(crops(60))
-    known = KnownLooks(looks, np.full(looks.shape[1], 0.05, np.float32))
+    known = KnownLooks(looks, np.full(looks.shape[1], 0.05, np.float32), np.inf)
     same = np.median(known.distance(appearance(crops(50, seed=1))))
     blurred = np.stack([(c + np.roll(c, 2, 0) + np.roll(c, 2, 1)) / 3 for c in crops(50).astype(float)]).astype(
         np.uint8
@@ -64,4 +64,19 @@ def test_no_cell_has_no_look() -> None:
     assert looks.dtype == np.float32
     nothing = appearance(np.zeros((0, SIDE, SIDE, 3), np.uint8))
     assert nothing.shape == (0, 29)
-    assert KnownLooks(looks, np.ones(29, np.float32)).distance(nothing).shape == (0,)
+    assert KnownLooks(looks, np.ones(29, np.float32), np.inf).distance(nothing).shape == (0,)
+
+
+def test_a_slide_of_a_known_laboratory_is_within_the_limit_and_a_strangers_beyond() -> None:
+    laboratories = [appearance(crops(120, lamp, depth)) for lamp, depth in (((1, 1, 1), 1.0), ((0.8, 0.7, 1), 0.8))]
+    known = KnownLooks.of(laboratories)
+    again = KnownLooks.from_arrays(
+        {name: a.astype(np.float16).astype(np.float32) for name, a in known.arrays().items()}
+    )
+    assert again is not None
+    for looks in laboratories:
+        assert np.median(again.distance(looks[:50])) <= known.limit
+    fresh = appearance(crops(50, (0.8, 0.7, 1), 0.8, seed=5))
+    assert np.median(again.distance(fresh)) <= known.limit * 1.1
+    assert np.median(again.distance(appearance(crops(50, (1, 0.7, 0.6), 0.9)))) > known.limit
+    assert KnownLooks.from_arrays({}) is None
