@@ -57,10 +57,11 @@ class Taxonomy:
     """A tree of cell types and the rules of counting them.
 
     `nrbc` is the type reported per 100 white cells, outside the denominator. `aliases` are pairs (foreign name, own
-    type). The last type is always `unidentified`: a nucleated cell that could not be named. A laboratory reports it
-    as a class of its own within the differential, so it is in the denominator and on neither side of M:E.
+    type). `priors` are pairs (own type, how likely it is before it is looked at, as a part of the commonest types').
+    The last type is always `unidentified`: a nucleated cell that could not be named. A laboratory reports
+    it as a class of its own within the differential, so it is in the denominator and on neither side of M:E.
 
-    Raises ValueError where types, thresholds, `nrbc` or aliases contradict each other.
+    Raises ValueError where types, thresholds, `nrbc`, aliases or priors contradict each other.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Taxonomy:
     nrbc: str | None
     note: str
     aliases: tuple[tuple[str, str], ...] = ()
+    priors: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         _check_name(self.name)
@@ -92,6 +94,11 @@ class Taxonomy:
         """The type that `name` means. Raises ValueError where the taxonomy does not know it."""
         own = self.resolve(name)
         return next(t for t in self.cell_types if t.name == own)
+
+    def prior(self, name: str) -> float:
+        """How likely the type that `name` means is before it is looked at: its own prior, else its parent's, else 1."""
+        own, priors = self.resolve(name), dict(self.priors)
+        return next((priors[t] for t in (own, *self.ancestors(own)) if t in priors), 1.0)
 
     def children(self, name: str) -> tuple[str, ...]:
         """The types right below `name`, in the taxonomy's order."""
@@ -194,7 +201,7 @@ def _check_tree(taxonomy: Taxonomy) -> None:
 
 
 def _check_rules(taxonomy: Taxonomy) -> None:
-    """Raises ValueError where the denominator, M:E, thresholds, NRBC or aliases do not agree with the tree."""
+    """Raises ValueError where the denominator, M:E, thresholds, NRBC, aliases or priors do not agree with the tree."""
     own = {t.name: t for t in taxonomy.cell_types}
     for t in taxonomy.cell_types:
         below = [own[c] for c in taxonomy.children(t.name)]
@@ -215,6 +222,11 @@ def _check_rules(taxonomy: Taxonomy) -> None:
             raise ValueError(f"alias {foreign} is a cell type already")
         if target not in own:
             raise ValueError(f"alias {foreign}: unknown cell type {target!r}")
+    for name, prior in taxonomy.priors:
+        if name not in own:
+            raise ValueError(f"prior of {name}: no such cell type")
+        if not 0 < prior <= 1:
+            raise ValueError(f"prior of {name} is {prior}, not over 0 and up to 1")
 
 
 _UNIDENTIFIED_TYPE = CellType(UNIDENTIFIED, "UNID", "other", nucleated=True, in_differential=True)
@@ -230,6 +242,7 @@ class _TaxonomyFile:
     nrbc: str | None = None
     note: str = ""
     aliases: dict[str, str] = field(default_factory=dict)
+    priors: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if declared := [t.name for t in self.cell_types if t.name in (UNIDENTIFIED, GENERIC)]:
@@ -244,4 +257,5 @@ class _TaxonomyFile:
             nrbc=self.nrbc,
             note=" ".join(self.note.split()),
             aliases=tuple(self.aliases.items()),
+            priors=tuple(self.priors.items()),
         )

@@ -169,8 +169,8 @@ def test_only_erythroblasts_in_blood_are_cells_without_a_white_one() -> None:
 
 
 def test_impossible_input_is_refused() -> None:
-    with pytest.raises(ValueError, match="blood does not know 'blast'"):
-        differential_of(["blast"], BLOOD)
+    with pytest.raises(ValueError, match="blood does not know 'plasma_cell'"):
+        differential_of(["plasma_cell"], BLOOD)
     with pytest.raises(ValueError, match="-1 cells of lymphocyte"):
         differential_of({"lymphocyte": -1}, BLOOD)
     with pytest.raises(ValueError, match="n_fields_failed is -2"):

@@ -47,7 +47,7 @@ def test_every_shipped_taxonomy_counts_the_bundled_models(name: str) -> None:
     taxonomy = load_taxonomy(name)
     assert taxonomy.name == name
     check_classes(taxonomy, ["rbc", "platelet", "wbc"], "detector")
-    check_classes(taxonomy, [*TEN_KINDS, "neutrophil"], "classifier")
+    check_classes(taxonomy, [*TEN_KINDS, "blast", "neutrophil"], "classifier")
     for red_or_platelet in ("rbc", "platelet"):
         assert not taxonomy.cell_type(red_or_platelet).nucleated
     assert {taxonomy.cell_type(k).nucleated for k in TEN_KINDS} == {True}
@@ -77,6 +77,12 @@ def test_the_tree_of_blood() -> None:
     assert not blood.is_a("neutrophil", "band_neutrophil")
     assert blood.nrbc == "erythroblast"
     assert not blood.cell_type("erythroblast").in_differential
+
+
+def test_what_is_rare_in_blood_has_a_prior_and_in_marrow_nothing_is() -> None:
+    blood = load_taxonomy("blood")
+    assert [blood.prior(t) for t in ("myelocyte", "erythroblast", "blast", "lymphocyte", "wbc")] == [0.3] * 3 + [1] * 2
+    assert {load_taxonomy("marrow_icsh").prior(kind) for kind in (*TEN_KINDS, "blast")} == {1.0}
 
 
 def test_marrow_counts_what_icsh_counts() -> None:
@@ -110,10 +116,10 @@ def test_wang2021_takes_finer_kinds_as_its_seven_classes() -> None:
 
 
 def test_classes_that_the_taxonomy_does_not_know_are_named() -> None:
-    with pytest.raises(ValueError, match=r"blood does not know these classes of my-model: blast, plasma_cell$"):
-        check_classes(load_taxonomy("blood"), ["rbc", "blast", "lymphocyte", "plasma_cell"], "my-model")
-    with pytest.raises(ValueError, match="blood does not know 'blast'"):
-        load_taxonomy("blood").resolve("blast")
+    with pytest.raises(ValueError, match=r"blood does not know these classes of my-model: mast_cell, plasma_cell$"):
+        check_classes(load_taxonomy("blood"), ["rbc", "mast_cell", "lymphocyte", "plasma_cell"], "my-model")
+    with pytest.raises(ValueError, match="blood does not know 'mast_cell'"):
+        load_taxonomy("blood").resolve("mast_cell")
 
 
 def test_a_coarse_label_covers_its_finer_classes() -> None:
@@ -209,6 +215,9 @@ def test_a_laboratorys_own_file(tmp_path: Path) -> None:
         ('name = "own"', 'name = "own"\naliases = { foo = "x" }', "alias foo: unknown cell type 'x'"),
         ('name = "own"', 'name = "own"\naliases = { cell = "beside" }', "alias cell is a cell type already"),
         ('name = "own"', 'name = "own"\naliases = { foo = 3 }', "aliases.foo is 3, not text"),
+        ('name = "own"', 'name = "own"\npriors = { foo = 0.5 }', "prior of foo: no such cell type"),
+        ('name = "own"', 'name = "own"\npriors = { cell = 0 }', "prior of cell is 0.0, not over 0 and up to 1"),
+        ('name = "own"', 'name = "own"\npriors = { cell = 2 }', "prior of cell is 2.0, not over 0 and up to 1"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said_with_its_name(tmp_path: Path, old: str, new: str, reason: str) -> None:
