@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 from upath import UPath
 
-from wbc.counting.report import printable, read_report
+from wbc.counting.report import printable, read_report, unfamiliar_words
 from wbc.counting.slide import SlideOutcome
 from wbc.storage.atomic import local_path
 from wbc.storage.tables import FailedField, arrow_text
@@ -30,6 +30,8 @@ def slide_line(outcome: SlideOutcome, slide: Slide, out: UPath, taxonomy: Taxono
             rows.sort(key=lambda row: -row.count)
             percents = ", ".join(f"{row.cell_type.replace('_', ' ')} {row.percent:.1f} %" for row in rows)
             flags = ", ".join(report.row.flags)
+            if report.row.unfamiliarity is not None and "unfamiliar" in report.row.flags:
+                flags += f". Names: {unfamiliar_words(report.row.unfamiliarity)}"
     failures = [outcome.reason] if outcome.reason else []
     lines = [*map(markdown_text, failures), *(field_failure(f, slide) for f in outcome.failed_fields)]
     return {

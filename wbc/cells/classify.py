@@ -1,36 +1,47 @@
-"""Pixels + boxes + classifier -> the probabilities of each cell's classes."""
+"""Pixels + boxes + classifier -> the probabilities of each cell's classes, and how strange the cell looks."""
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from wbc.cells.appearance import KnownLooks, appearance
 from wbc.cells.crop import cut_square, even_light
 from wbc.models.registry import LoadedModel
 
 BATCH = 64
 
 
-def classify(
-    pixels: NDArray[np.uint8], boxes: NDArray[np.float32], um_per_px: float, model: LoadedModel
-) -> NDArray[np.float32]:
-    """The class probabilities float32 (N,C) of the cell in each box (N,4) of a field uint8 (H,W,3).
+class Classified(NamedTuple):
+    """What a classifier says of N cells: class probabilities float32 (N,C), and how far the look of each is from that
+    of the cells it has learnt from, float32 (N,), NaN where the model does not know (`wbc.cells.appearance`)."""
+
+    probabilities: NDArray[np.float32]
+    distances: NDArray[np.float32]
+
+
+def classify(pixels: NDArray[np.uint8], boxes: NDArray[np.float32], um_per_px: float, model: LoadedModel) -> Classified:
+    """What the classifier says of the cell in each box (N,4) of a field uint8 (H,W,3).
 
     A cell is seen in the middle of a square of fixed size in µm, whatever its box: size is part of what it is. The
     probabilities are means over the crop and its mirror image. Raises FloatingPointError where some are not numbers.
     """
-    card = model.card
+    card, known = model.card, KnownLooks.from_arrays(model.beside)
     side_px = card.input_px * card.um_per_px / um_per_px
     centres = np.stack([(boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2], 1)
-    chances = [np.zeros((0, len(card.classes)), np.float32)]
+    chances, distances = [np.zeros((0, len(card.classes)), np.float32)], [np.zeros(0, np.float32)]
     for start in range(0, len(boxes), BATCH):
         crops = np.stack([cut_square(pixels, x, y, side_px, card.input_px) for x, y in centres[start : start + BATCH]])
         chances.append(predict(crops, model))
+        unknown = np.full(len(crops), np.nan, np.float32)
+        distances.append(unknown if known is None else known.distance(appearance(crops)))
     every = np.concatenate(chances)
     if broken := np.count_nonzero(~np.isfinite(every).all(1)):
         raise FloatingPointError(
             f"{broken} of {len(boxes)} cells have probabilities that are not numbers ({card.name})"
         )
-    return every
+    return Classified(every, np.concatenate(distances))
 
 
 @torch.inference_mode()

@@ -16,17 +16,19 @@ def name_cells(
 ) -> CellNames:
     """What the taxonomy calls each cell (N,) by its class probabilities (N,C).
 
-    Classes that the taxonomy takes for one type are summed first. Then the likeliest type; where none has `threshold`,
+    Probabilities are weighed by the taxonomy's priors, and classes that it takes for one type are summed. Then the
+    likeliest type; where none has `threshold`,
     the likeliest parent that has it (band or segmented, but surely a neutrophil): a parent's probability is the sum of
     its children's. A parent of all types says nothing. `unidentified` where nothing is sure enough, with the likeliest
     type's probability. Second comes the likeliest type that the name does not cover: of an unidentified cell, the
     likeliest of all.
 
-    Sums of float16 are exact in float64, so that a cell's name hangs neither on a processor nor on other cells.
+    All of it is float64, so that a cell's name hangs neither on a processor nor on other cells.
     """
     types = list(dict.fromkeys(taxonomy.resolve(c) for c in classes))
     aliases = np.array([[taxonomy.resolve(c) == t for t in types] for c in classes], np.float64)
-    chances: Chances = probabilities.astype(np.float64) @ aliases.reshape(len(classes), len(types))
+    weighed = probabilities.astype(np.float64) * np.array([taxonomy.prior(c) for c in classes])
+    chances: Chances = weighed / _sums(weighed) @ aliases.reshape(len(classes), len(types))
     names, scores = np.array(types, object)[chances.argmax(1)], chances.max(1)
     unsure = scores < threshold
     names[unsure] = UNIDENTIFIED
@@ -40,6 +42,12 @@ def name_cells(
         scores = np.where(coarse, sums.max(1), scores)
     seconds, second_scores = _seconds(chances, types, names, taxonomy)
     return CellNames(names, scores.astype(np.float32), seconds, second_scores)
+
+
+def _sums(weighed: Chances) -> Chances:
+    """The sum of each row as a column, 1 where a row has none."""
+    sums = weighed.sum(1, keepdims=True)
+    return np.where(sums > 0, sums, 1.0)
 
 
 def _seconds(

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from wbc.counting.report import SlideReport, printable, report_taxonomy
+from wbc.counting.report import SlideReport, printable, report_taxonomy, unfamiliar_words
 from wbc.storage.tables import FailedField, SlideRow
 from wbc.taxonomy import Taxonomy
 from wbc.types import DifferentialRow
@@ -96,6 +96,8 @@ def _facts(row: SlideRow) -> Iterator[tuple[str, str]]:
 def _warnings(row: SlideRow) -> Iterator[Text]:
     if row.flags:
         yield Text(f"{'flags':<10}{', '.join(row.flags)}", style="yellow")
+    if row.unfamiliarity is not None and "unfamiliar" in row.flags:
+        yield Text(f"{'names':<10}{unfamiliar_words(row.unfamiliarity)}", style="yellow")
     if row.reason is not None:
         yield Text(f"{'failed':<10}{printable(row.reason)}", style="red")
     for failed in row.failed_fields:

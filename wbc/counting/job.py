@@ -17,7 +17,7 @@ from wbc.taxonomy import Taxonomy
 from wbc.types import Precision, Slide
 
 # Raised by hand with every change of the program that can change a cell; a test over rendered slides asks for it.
-COUNTING_VERSION = 2
+COUNTING_VERSION = 3
 # Every box that the detector gives from this score on is named and kept, whatever score a count asks for.
 LOWEST_SCORE = 0.05
 PRECISIONS: tuple[Precision | None, ...] = (None, *get_args(Precision))

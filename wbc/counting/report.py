@@ -73,6 +73,14 @@ def outcome_json(outcome: "SlideOutcome", report: SlideReport | None) -> dict[st
     return became | (report_json(report) if report else {})
 
 
+def unfamiliar_words(unfamiliarity: float) -> str:
+    """What follows from a slide's being `unfamiliar`."""
+    return (
+        f"unlike any slide the classifier has learnt from ({unfamiliarity:.1f} times as far as those go): only cells "
+        "it is surer of are named, and some names are wrong; check them by eye"
+    )
+
+
 def printable(text: str) -> str:
     """`text` with line breaks, terminal controls and broken characters, which a file name may hold, as escapes."""
     return text if text.isprintable() else repr(text)[1:-1]

@@ -61,7 +61,8 @@ def tally(evidence: Evidence, rules: Rules, occasion: Occasion) -> Tally:
         )
     slide_id, found = evidence.slide_id, evidence.detections
     cells = found.take(found.scores >= rules.min_score)
-    names = _names(cells, evidence.origin.kinds, rules.taxonomy)
+    unfamiliarity = unfamiliarity_of(cells, evidence.origin.kinds)
+    names = _names(cells, evidence.origin.kinds, rules.taxonomy, is_strange=(unfamiliarity or 0) > 1)
     fields = _counted(evidence.fields, cells)
     result = differential_of(list(names.types), rules.taxonomy, sum(row.status == "failed" for row in fields))
     tables: dict[TableName, pa.Table] = {
@@ -70,15 +71,30 @@ def tally(evidence: Evidence, rules: Rules, occasion: Occasion) -> Tally:
         "fields": fields_table(slide_id, fields),
         "detections": detections_table(slide_id, found, evidence.origin),
     }
-    return Tally(_row(replace(evidence, fields=fields), rules, result, occasion), tables)
+    row = _row(replace(evidence, fields=fields), rules, result, occasion)
+    is_strange = ("unfamiliar",) * ((unfamiliarity or 0) > 1)
+    return Tally(replace(row, unfamiliarity=unfamiliarity, flags=(*row.flags, *is_strange)), tables)
 
 
-def _names(cells: SlideDetections, kinds: Kinds | None, taxonomy: Taxonomy) -> CellNames:
+def unfamiliarity_of(cells: SlideDetections, kinds: Kinds | None) -> float | None:
+    """How far a slide's cells look from those that the classifier has learnt from, by the middle one.
+
+    A known laboratory's slides go up to 1. None where the classifier does not know, or there is no white cell.
+    """
+    distances = cells.distances[np.isfinite(cells.distances)]
+    if kinds is None or kinds.limit is None or not len(distances):
+        return None
+    return float(np.median(distances.astype(np.float64))) / kinds.limit
+
+
+def _names(cells: SlideDetections, kinds: Kinds | None, taxonomy: Taxonomy, *, is_strange: bool) -> CellNames:
     """What each box is called: by the classifier where the detector knows it for a white cell and no more."""
     names = CellNames.of_types(np.array([taxonomy.resolve(name) for name in cells.classes], object))
     white = np.flatnonzero(np.array([name == GENERIC for name in cells.classes], bool))
     if kinds is not None and len(white):
-        told = name_cells(cells.probabilities[white], kinds.names, taxonomy, kinds.threshold)
+        stricter = kinds.stranger_threshold if is_strange else None
+        threshold = kinds.threshold if stricter is None else stricter
+        told = name_cells(cells.probabilities[white], kinds.names, taxonomy, threshold)
         names.types[white], names.scores[white] = told.types, told.scores
         names.second_types[white], names.second_scores[white] = told.second_types, told.second_scores
     return names

@@ -39,7 +39,13 @@ class Models:
     @property
     def kinds(self) -> Kinds | None:
         """What the classifier tells apart; None where there is none."""
-        return None if self.classifier is None else Kinds(self.classifier.card.classes, self.classifier.card.threshold)
+        from wbc.cells.appearance import KnownLooks
+
+        if self.classifier is None:
+            return None
+        card, known = self.classifier.card, KnownLooks.from_arrays(self.classifier.beside)
+        limit = None if known is None else known.limit
+        return Kinds(card.classes, card.threshold, card.stranger_threshold, limit)
 
     @property
     def precision(self) -> Precision:
@@ -179,11 +185,14 @@ def _classify(field: ReadyField, pixels: Pixels, cells: Detections, um_per_px: f
 
     names, kinds = np.array(models.detector.card.classes, object)[cells.labels - 1], models.kinds
     probabilities = np.full((len(cells), len(kinds.names) if kinds else 0), np.nan, np.float16)
+    distances = np.full(len(cells), np.nan, np.float32)
     generic = np.flatnonzero(names == GENERIC)
     if models.classifier is not None and len(generic):
         try:
-            probabilities[generic] = classify(pixels, cells.boxes[generic], um_per_px, models.classifier)
+            classified = classify(pixels, cells.boxes[generic], um_per_px, models.classifier)
         except FloatingPointError as error:
             return DetectedChunk.failed(((field.key.field, str(error)),))
+        probabilities[generic], distances[generic] = classified
     files = (field.path.name,) * len(cells)
-    return DetectedChunk(SlideDetections(files, cells.boxes, tuple(names), cells.scores, probabilities), kinds)
+    boxes = SlideDetections(files, cells.boxes, tuple(names), cells.scores, probabilities, distances)
+    return DetectedChunk(boxes, kinds)

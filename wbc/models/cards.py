@@ -19,7 +19,8 @@ class ModelCard:
     model's outputs (a detector's label 0, background, is not among them). `um_per_px` is the scale of its input;
     `input_px` the side of a classifier's square crop there (0 for a detector); `mean` and `std` are of RGB in 0..1.
     `sha256` is of the weights file. A classifier's crops have their light evened first (`wbc.cells.crop.even_light`) or
-    not. `threshold` is the probability below which a classifier's cell is unidentified.
+    not. `threshold` is the probability below which a classifier's cell is unidentified;
+    `stranger_threshold` takes its place on slides that look like none the classifier has learnt from.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ModelCard:
     std: tuple[float, float, float]
     sha256: str
     threshold: float = 0.0
+    stranger_threshold: float | None = None
     even_light: bool = False
     dataset: str = ""
     metrics: dict[str, float] = field(default_factory=dict)

@@ -22,10 +22,16 @@ _ORIGIN = b"wbc"
 
 @dataclass(frozen=True, slots=True)
 class Kinds:
-    """A classifier's classes, and the probability below which it is not sure of a cell."""
+    """A classifier's classes, and the probability below which it is not sure of a cell.
+
+    A slide whose cells look farther than `limit` from those that it has learnt from is a stranger's: there it is sure
+    from `stranger_threshold` on. None where the classifier does not know what is strange.
+    """
 
     names: tuple[str, ...]
     threshold: float
+    stranger_threshold: float | None = None
+    limit: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,8 @@ class Origin:
 @dataclass(frozen=True, slots=True, eq=False)
 class SlideDetections:
     """Boxes of a slide, row by row: file name of the field (N,), box float32 (N,4) in field px, the detector's class
-    (N,) and score float32 (N,), and the classifier's probabilities float16 (N, kinds), NaN where it did not run.
+    (N,) and score float32 (N,), the classifier's probabilities float16 (N, kinds), NaN where it did not run, and how
+    far the cell's look is from those that the classifier has learnt from, float32 (N,), NaN where nothing tells.
     """
 
     fields: tuple[str, ...]
@@ -55,13 +62,15 @@ class SlideDetections:
     classes: tuple[str, ...]
     scores: NDArray[np.float32]
     probabilities: NDArray[np.float16]
+    distances: NDArray[np.float32]
 
     def __post_init__(self) -> None:
         n = len(self.scores)
-        if self.boxes.shape != (n, 4) or not n == len(self.fields) == len(self.classes) == len(self.probabilities):
+        columns = self.fields, self.classes, self.probabilities, self.distances
+        if self.boxes.shape != (n, 4) or any(len(column) != n for column in columns):
             raise ValueError(
                 f"{len(self.fields)} fields, boxes {self.boxes.shape}, {len(self.classes)} classes, {n} scores, "
-                f"probabilities {self.probabilities.shape}"
+                f"probabilities {self.probabilities.shape}, {len(self.distances)} distances"
             )
 
     def __len__(self) -> int:
@@ -71,7 +80,7 @@ class SlideDetections:
     def empty(n_kinds: int = 0) -> "SlideDetections":
         """No boxes."""
         none = np.zeros(0, np.float32)
-        return SlideDetections((), np.zeros((0, 4), np.float32), (), none, np.zeros((0, n_kinds), np.float16))
+        return SlideDetections((), np.zeros((0, 4), np.float32), (), none, np.zeros((0, n_kinds), np.float16), none)
 
     @staticmethod
     def concatenate(parts: "Sequence[SlideDetections]") -> "SlideDetections":
@@ -83,6 +92,7 @@ class SlideDetections:
             tuple(name for part in whole for name in part.classes),
             np.concatenate([part.scores for part in whole]),
             np.concatenate([part.probabilities for part in whole]),
+            np.concatenate([part.distances for part in whole]),
         )
 
     def take(self, which: NDArray[np.bool_]) -> "SlideDetections":
@@ -93,6 +103,7 @@ class SlideDetections:
             tuple(np.array(self.classes, object)[which]),
             self.scores[which],
             self.probabilities[which],
+            self.distances[which],
         )
 
 
@@ -142,6 +153,7 @@ def detections_table(slide_id: str, detections: SlideDetections, origin: Origin)
         pa.array([names if named else None for named in is_named], pa.list_(pa.string())),
         _lists(detections.probabilities, is_named),
         words([origin.detections_id] * n),
+        pa.array(detections.distances, pa.float32(), from_pandas=True),
     ]
     metadata = {_ORIGIN: json.dumps(asdict(origin)).encode()}
     return pa.table(columns, schema=SCHEMAS["detections"]).replace_schema_metadata(metadata)
@@ -178,7 +190,7 @@ def _origin(metadata: dict[bytes, bytes]) -> Origin:
     facts: dict[str, Any] = json.loads(metadata[_ORIGIN])
     kinds = facts["kinds"]
     if kinds is not None:
-        kinds = Kinds(tuple(kinds["names"]), float(kinds["threshold"]))
+        kinds = Kinds(**kinds | {"names": tuple(kinds["names"])})
     return Origin(**facts | {"kinds": kinds})
 
 
@@ -194,6 +206,7 @@ def _detections(table: pa.Table, n_kinds: int) -> SlideDetections:
         tuple(column["detector_class"].to_pylist()),
         column["score"].to_numpy(),
         probabilities,
+        column["distance"].to_numpy(zero_copy_only=False),
     )
 
 

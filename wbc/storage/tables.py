@@ -76,6 +76,7 @@ _DETECTIONS = [
     ("kinds", pa.list_(pa.string())),
     ("probabilities", pa.list_(pa.float16())),
     ("detections_id", pa.dictionary(pa.int32(), pa.string())),
+    ("distance", pa.float32()),
 ]
 _FIELDS = [
     *((name, pa.string()) for name in ("slide_id", "field", "digest")),
@@ -107,6 +108,7 @@ _SLIDES = [
     ("duplicate_fields", pa.list_(pa.struct([(part.name, pa.string()) for part in fields(DuplicateField)]))),
     ("source", pa.string()),
     *((name, pa.string()) for name in ("run_id", "fields_digest", "detections_digest")),
+    ("unfamiliarity", pa.float64()),
 ]
 SCHEMAS: dict[TableName, pa.Schema] = {
     "cells": pa.schema(_CELLS),
@@ -124,6 +126,8 @@ class SlideRow:
     `cells_digest` and its like are the SHA-256 of the slide's other files, which `commit` fills in; a row that was
     written before there were such columns has None. `reason` says why a slide failed as a whole; one whose worker
     died, say, has no `count_id`: the next run counts it. `source` is the address of the slide's folder.
+    `unfamiliarity` is how far its cells look from those that the classifier has learnt from: known laboratories go up
+    to 1. None where nothing tells.
 
     Raises ValueError for another `count_id` (it names a folder) and for a `counted_at` without a time zone.
     """
@@ -161,6 +165,7 @@ class SlideRow:
     run_id: str | None = None
     fields_digest: str | None = None
     detections_digest: str | None = None
+    unfamiliarity: float | None = None
 
     def __post_init__(self) -> None:
         if self.count_id is not None and not self.count_id.isalnum():

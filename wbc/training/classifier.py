@@ -38,7 +38,7 @@ class ClassifierConfig:
     `start` names a classifier to start from instead, and `frozen` parts that keep what they start from, batch
     statistics included (timm's names, with or without a dot at their end).
     Coarse labels of `data` train through the tree of `taxonomy`. A cell that the classifier names with a probability
-    below `threshold` is unidentified.
+    below `threshold` is unidentified; on a slide that looks like none of `data`, below `stranger_threshold`.
     """
 
     classes: tuple[str, ...]
@@ -49,6 +49,7 @@ class ClassifierConfig:
     data: tuple[CropData, ...]
     name: str = "wbc-classifier"
     threshold: float = 0.0
+    stranger_threshold: float | None = None
     imagenet: bool = True
     start: str = ""
     frozen: tuple[str, ...] = ()
@@ -76,6 +77,7 @@ class ClassifierConfig:
             std=STD,
             sha256="",
             threshold=self.threshold,
+            stranger_threshold=self.stranger_threshold,
             even_light=self.crop.even_light,
             dataset=file_revision(source),
             code_revision=code_revision(),

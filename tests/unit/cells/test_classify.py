@@ -1,5 +1,7 @@
 """A cell is looked at where it lies, and named by the taxonomy's own types."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,9 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from wbc.cells.appearance import KnownLooks, appearance
 from wbc.cells.classify import classify, predict
+from wbc.cells.crop import cut_square
 from wbc.cells.naming import name_cells
 from wbc.models import builders
 from wbc.models.cards import ModelCard
@@ -38,7 +42,7 @@ def test_each_cell_is_seen_in_the_middle_of_its_own_box() -> None:
     boxes = np.array([[x, y, x + 20, y + 20] for x in (0, 60, 140, 280) for y in (0, 90, 180)] * 7, np.float32)
     for i, (x0, y0, x1, y1) in enumerate(boxes[:12].astype(int)):
         field[y0:y1, x0:x1] = (255, 0, 0) if i % 3 else (0, 0, 255)
-    chances = classify(field, boxes, 0.2, named(Reddest()))
+    chances = classify(field, boxes, 0.2, named(Reddest())).probabilities
     assert chances.argmax(1).tolist() == [0 if i % 3 else 1 for i in range(12)] * 7
     np.testing.assert_allclose(chances.max(1), 1 / (1 + np.exp(-2)), rtol=1e-6)
 
@@ -60,7 +64,7 @@ def test_the_window_has_its_size_in_micrometres_at_any_scale(um_per_px: float) -
     ):  # a dark square a little larger, then a little smaller, than the window
         dark = np.maximum(abs(x - 99.5), abs(y - 99.5)) <= window_px / factor / 2
         field = np.where(dark[..., None], 0, 255).repeat(3, 2).astype(np.uint8)
-        chances = classify(field, np.array([[97, 97, 103, 103]], np.float32), um_per_px, named(Reach()))
+        chances = classify(field, np.array([[97, 97, 103, 103]], np.float32), um_per_px, named(Reach())).probabilities
         assert chances.argmax(1).tolist() == [expected]
 
 
@@ -74,7 +78,9 @@ def test_a_crop_and_its_mirror_image_are_named_alike() -> None:
 
 
 def test_no_boxes_no_names() -> None:
-    chances = classify(np.zeros((50, 50, 3), np.uint8), np.zeros((0, 4), np.float32), 0.2, named(Reddest()))
+    chances = classify(
+        np.zeros((50, 50, 3), np.uint8), np.zeros((0, 4), np.float32), 0.2, named(Reddest())
+    ).probabilities
     assert chances.shape == (0, 2)
     names = name_cells(chances, ("lymphocyte", "monocyte"), load_taxonomy("blood"), 0.4)
     assert len(names.types) == len(names.scores) == len(names.second_types) == len(names.second_scores) == 0
@@ -82,6 +88,7 @@ def test_no_boxes_no_names() -> None:
 
 # Naming
 
+WITHOUT_PRIORS = replace(load_taxonomy("blood"), priors=())
 CLASSES = ("band_neutrophil", "segmented_neutrophil", "myelocyte", "promyelocyte", "eosinophil")
 
 
@@ -98,7 +105,7 @@ CLASSES = ("band_neutrophil", "segmented_neutrophil", "myelocyte", "promyelocyte
 def test_a_cell_between_two_types_of_one_parent_has_the_parents_name(
     chances: tuple[float, ...], name: str, score: float, second: str, second_score: float
 ) -> None:
-    names = name_cells(np.array([chances], np.float32), CLASSES, load_taxonomy("blood"), 0.4)
+    names = name_cells(np.array([chances], np.float32), CLASSES, WITHOUT_PRIORS, 0.4)
     assert (names.types.tolist(), names.second_types.tolist()) == ([name], [second])
     assert names.scores == pytest.approx([score], abs=1e-6)
     assert names.second_scores == pytest.approx([second_score], abs=1e-6)
@@ -150,3 +157,26 @@ def test_probabilities_that_are_no_numbers_are_an_error() -> None:
     boxes = np.array([[10, 10, 30, 30], [110, 110, 130, 130]], np.float32)
     with pytest.raises(FloatingPointError, match="1 of 2 cells have probabilities that are not numbers"):
         classify(field, boxes, 0.2, named(Nothing()))
+
+
+def test_a_classifier_that_knows_looks_tells_how_far_each_cell_is_from_them() -> None:
+    rng = np.random.default_rng(0)
+    field = rng.integers(100, 200, (200, 300, 3), np.uint8)
+    boxes = np.array([[x, 90, x + 20, 110] for x in (40, 140, 240)], np.float32)
+    crops = np.stack([cut_square(field, x + 10, 100, 32, 32) for x in (40, 140, 240)])
+    model = replace(named(Reddest()), beside=KnownLooks.of([np.tile(appearance(crops), (8, 1))]).arrays())
+    assert np.isnan(classify(field, boxes, 0.2, named(Reddest())).distances).all()
+    same, bright = classify(field, boxes, 0.2, model), classify(field // 2, boxes, 0.2, model)
+    assert same.distances.shape == (3,)
+    assert (bright.distances > same.distances).all()
+
+
+def test_a_prior_makes_what_is_rare_need_more_than_a_slight_likeness() -> None:
+    classes = ("lymphocyte", "erythroblast")
+    chances = np.array([[0.4, 0.6], [0.1, 0.9]], np.float32)
+    in_blood = name_cells(chances, classes, load_taxonomy("blood"), 0.4)
+    in_marrow = name_cells(chances, classes, load_taxonomy("marrow_icsh"), 0.4)
+    assert in_blood.types.tolist() == ["lymphocyte", "erythroblast"]
+    assert in_marrow.types.tolist() == ["erythroblast", "erythroblast"]
+    assert in_blood.scores == pytest.approx([0.4 / 0.58, 0.27 / 0.37], abs=1e-6)
+    assert in_marrow.scores == pytest.approx([0.6, 0.9], abs=1e-6)

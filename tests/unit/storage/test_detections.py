@@ -40,8 +40,9 @@ def evidence(draw: st.DrawFn) -> Evidence:
         tuple(draw(st.lists(names, min_size=n, max_size=n))),
         draw(arrays(np.float32, n, elements=st.floats(0, 1, width=32))),
         probabilities,
+        draw(arrays(np.float32, n, elements=st.floats(0, 9, width=32) | st.just(np.nan))),
     )
-    known = Kinds(kinds, draw(st.floats(0, 1))) if kinds else None
+    known = Kinds(kinds, draw(st.floats(0, 1)), draw(st.none() | st.floats(0, 1)), 4.5) if kinds else None
     origin = Origin(draw(st.none() | names), "d", draw(st.none() | names), 0.05, 2, "bfloat16", known)
     rows = [
         FieldRow("a", "0" * 64, "counted", FieldSeconds(1, 2, 3, 4), 240, 320, draw(st.none() | finite), "given", n),
@@ -64,7 +65,7 @@ def test_evidence_comes_back_as_it_was_written(given: Evidence) -> None:
     back = evidence_of("s1", fields, detections)
     assert (back.slide_id, back.fields, back.origin) == (given.slide_id, given.fields, given.origin)
     assert (back.detections.fields, back.detections.classes) == (given.detections.fields, given.detections.classes)
-    for name in ("boxes", "scores", "probabilities"):
+    for name in ("boxes", "scores", "probabilities", "distances"):
         seen, written = getattr(back.detections, name), getattr(given.detections, name)
         assert seen.dtype == written.dtype
         np.testing.assert_array_equal(seen, written)
@@ -79,6 +80,7 @@ def test_parts_put_together_are_the_whole(given: Evidence) -> None:
     np.testing.assert_array_equal(again.boxes, whole.boxes)
     if len(whole):
         np.testing.assert_array_equal(again.probabilities, whole.probabilities)
+        np.testing.assert_array_equal(again.distances, whole.distances)
 
 
 def test_tables_that_tell_no_origin_are_refused() -> None:
@@ -90,7 +92,6 @@ def test_tables_that_tell_no_origin_are_refused() -> None:
 
 
 def test_detections_whose_parts_do_not_agree_are_refused() -> None:
+    none = np.zeros(2, np.float32)
     with pytest.raises(ValueError, match="1 fields"):
-        SlideDetections(
-            ("a",), np.zeros((2, 4), np.float32), ("x",), np.zeros(2, np.float32), np.zeros((2, 0), np.float16)
-        )
+        SlideDetections(("a",), np.zeros((2, 4), np.float32), ("x",), none, np.zeros((2, 0), np.float16), none)
