@@ -1,0 +1,63 @@
+"""A count made of evidence alone; a slide unlike all that the classifier has learnt from is named more strictly."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from wbc.counting.tally import Occasion, Rules, Tally, tally
+from wbc.storage.detections import Evidence, FieldRow, Kinds, Origin, SlideDetections
+from wbc.storage.tables import FieldSeconds, Seconds
+from wbc.taxonomy import load_taxonomy
+
+KINDS = Kinds(("lymphocyte", "monocyte"), 0.4, stranger_threshold=0.8, limit=5.0)
+OCCASION = Occasion("run", datetime(2026, 1, 1, tzinfo=UTC), Seconds(), None)
+
+
+def count(distances: list[float], kinds: Kinds = KINDS, scores: tuple[float, ...] = (0.9, 0.9, 0.9)) -> Tally:
+    """Three white cells, a lymphocyte with 0.9, 0.7, 0.5, and a red cell, which has no look."""
+    sure = np.array([0.9, 0.7, 0.5, np.nan])
+    detections = SlideDetections(
+        ("a.png",) * 4,
+        np.tile(np.array([10, 10, 40, 40], np.float32), (4, 1)),
+        ("wbc", "wbc", "wbc", "rbc"),
+        np.array([*scores, 0.9], np.float32),
+        np.stack([sure, 1 - sure], 1).astype(np.float16),
+        np.array([*distances, np.nan], np.float32),
+    )
+    field = FieldRow("a.png", "0" * 64, "counted", FieldSeconds(), 100, 100, 0.2, "given")
+    evidence = Evidence("s1", (field,), detections, Origin("i", "d", "c", 0.05, 3, "float32", kinds))
+    return tally(evidence, Rules(load_taxonomy("blood"), 0.7), OCCASION)
+
+
+def names(counted: Tally) -> list[str]:
+    return list(counted.tables["cells"]["cell_type"].to_pylist())[:3]
+
+
+def test_a_slide_like_those_known_is_named_by_the_usual_threshold() -> None:
+    counted = count([4.0, 4.5, 9.0])
+    assert counted.row.unfamiliarity == pytest.approx(0.9)
+    assert "unfamiliar" not in counted.row.flags
+    assert names(counted) == ["lymphocyte"] * 3
+
+
+def test_a_strangers_slide_says_so_and_only_sure_cells_are_named() -> None:
+    counted = count([4.0, 6.0, 9.0])
+    assert counted.row.unfamiliarity == pytest.approx(1.2)
+    assert "unfamiliar" in counted.row.flags
+    assert names(counted) == ["lymphocyte", "unidentified", "unidentified"]
+    assert counted.row.n_unidentified == 2
+
+
+def test_only_cells_that_count_tell_how_strange_a_slide_is() -> None:
+    assert count([4.0, 99.0, 99.0], scores=(0.9, 0.2, 0.2)).row.unfamiliarity == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    ("distances", "kinds"), [([np.nan] * 3, KINDS), ([99.0] * 3, Kinds(("lymphocyte", "monocyte"), 0.4))]
+)
+def test_where_nothing_tells_what_is_strange_nothing_is_said(distances: list[float], kinds: Kinds) -> None:
+    counted = count(distances, kinds)
+    assert counted.row.unfamiliarity is None
+    assert "unfamiliar" not in counted.row.flags
+    assert names(counted) == ["lymphocyte"] * 3
