@@ -90,6 +90,17 @@ class KnownLooks:
         every = [looks[o[:MOST_CELLS]] for looks, o in zip(laboratories, orders, strict=True)]
         return KnownLooks(np.concatenate(every), spread, limit)
 
+    def including(self, looks: NDArray[np.float32]) -> "KnownLooks":
+        """What is known once a laboratory is that shows cells of this appearance (N,F).
+
+        The limit grows to what its own cells come to, each measured without itself.
+        """
+        every = KnownLooks(np.concatenate([self.looks, looks[:MOST_CELLS]]), self.spread, self.limit)
+        apart, _ = cKDTree(every.looks / self.spread).query(looks / self.spread, k=NEIGHBOURS + 1)
+        rng = np.random.default_rng(0)
+        middles = np.median(apart[:, 1:].mean(1)[rng.integers(len(looks), size=(SETS, SLIDE_CELLS))], axis=1)
+        return KnownLooks(every.looks, self.spread, max(self.limit, float(np.percentile(middles, 99))))
+
     @staticmethod
     def from_arrays(arrays: Mapping[str, NDArray[np.float32]]) -> "KnownLooks | None":
         """What `arrays` made, as a model has it beside its weights; None where it has none."""

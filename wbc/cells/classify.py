@@ -5,9 +5,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from wbc.cells.appearance import KnownLooks, appearance
 from wbc.cells.crop import cut_square, even_light
+from wbc.models.cards import ModelCard
+from wbc.models.last_layer import features_of, last_layer
 from wbc.models.registry import LoadedModel
 
 BATCH = 64
@@ -28,11 +31,9 @@ def classify(pixels: NDArray[np.uint8], boxes: NDArray[np.float32], um_per_px: f
     probabilities are means over the crop and its mirror image. Raises FloatingPointError where some are not numbers.
     """
     card, known = model.card, KnownLooks.from_arrays(model.beside)
-    side_px = card.input_px * card.um_per_px / um_per_px
-    centres = np.stack([(boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2], 1)
     chances, distances = [np.zeros((0, len(card.classes)), np.float32)], [np.zeros(0, np.float32)]
     for start in range(0, len(boxes), BATCH):
-        crops = np.stack([cut_square(pixels, x, y, side_px, card.input_px) for x, y in centres[start : start + BATCH]])
+        crops = cut_crops(pixels, boxes[start : start + BATCH], um_per_px, card)
         chances.append(predict(crops, model))
         unknown = np.full(len(crops), np.nan, np.float32)
         distances.append(unknown if known is None else known.distance(appearance(crops)))
@@ -44,12 +45,41 @@ def classify(pixels: NDArray[np.uint8], boxes: NDArray[np.float32], um_per_px: f
     return Classified(every, np.concatenate(distances))
 
 
+def cut_crops(
+    pixels: NDArray[np.uint8], boxes: NDArray[np.float32], um_per_px: float, card: ModelCard
+) -> NDArray[np.uint8]:
+    """What a classifier gets to see of the cell in each box (N,4) of a field uint8 (H,W,3): uint8 (N,S,S,3)."""
+    side_px = card.input_px * card.um_per_px / um_per_px
+    centres = np.stack([(boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2], 1)
+    crops = [cut_square(pixels, x, y, side_px, card.input_px) for x, y in centres]
+    return np.stack([np.zeros((card.input_px, card.input_px, 3), np.uint8), *crops])[1:]
+
+
 @torch.inference_mode()
 def predict(crops: NDArray[np.uint8], model: LoadedModel) -> NDArray[np.float32]:
     """Class probabilities float32 (N,C) of crops uint8 (N,S,S,3), each with its mirror image."""
+    seen, mirrored = _views(crops, model)
+    chances = (model.module(seen).softmax(1) + model.module(mirrored).softmax(1)) / 2
+    return np.asarray(chances.float().cpu().numpy())
+
+
+@torch.inference_mode()
+def features(crops: NDArray[np.uint8], model: LoadedModel) -> NDArray[np.float32]:
+    """What the last layer of a classifier gets in `predict`: float32 (N,2,F) of crops uint8 (N,S,S,3), mirrored second.
+
+    Raises ModelError where its architecture has no last layer of its own.
+    """
+    parts = [np.zeros((0, 2, last_layer(model).in_features), np.float32)]
+    for start in range(0, len(crops), BATCH):
+        views = [features_of(model, view) for view in _views(crops[start : start + BATCH], model)]
+        parts.append(torch.stack(views, 1).float().cpu().numpy())
+    return np.concatenate(parts)
+
+
+def _views(crops: NDArray[np.uint8], model: LoadedModel) -> tuple[Tensor, Tensor]:
+    """Crops and their mirror images (N,3,S,S), prepared as the card says: whatever runs a classifier gets them here."""
     crops = even_light(crops) if model.card.even_light else crops
     x = torch.from_numpy(np.ascontiguousarray(crops.transpose(0, 3, 1, 2))).to(model.device).float().div_(255)
     mean, std = (torch.tensor(v, device=model.device).view(1, 3, 1, 1) for v in (model.card.mean, model.card.std))
     x = ((x - mean) / std).contiguous(memory_format=torch.channels_last)
-    chances = (model.module(x).softmax(1) + model.module(x.flip(3)).softmax(1)) / 2
-    return np.asarray(chances.float().cpu().numpy())
+    return x, x.flip(3)

@@ -7,6 +7,7 @@ import typer
 from wbc import __version__
 from wbc.cli import config, models, train
 from wbc.cli.about import doctor, version
+from wbc.cli.adapt import adapt
 from wbc.cli.count import count
 from wbc.cli.options import CountCommand
 from wbc.cli.prune import prune
@@ -37,6 +38,7 @@ app.command(cls=CountCommand)(count)
 app.command()(recount)
 app.command()(show)
 app.command()(prune)
+app.command()(adapt)
 app.command()(synth)
 app.command()(version)
 app.command()(doctor)

@@ -7,8 +7,31 @@ from typing import Any, Literal
 
 from wbc.configs import checked
 
-DESCRIPTION = ("name", "version", "dataset", "metrics", "code_revision", "credits")  # what changes no output
+# What changes no output.
+DESCRIPTION = ("name", "version", "dataset", "metrics", "code_revision", "credits", "parents", "taught")
 Task = Literal["detector", "classifier"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model as a count names it: what the user wrote, and the digest of the card and weights that this meant then."""
+
+    reference: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Teaching:
+    """How a laboratory taught a classifier: who named which cells of which OUT, and what became of the last layer.
+
+    `kinds` are the names given and how many cells got each; `kept` means that the parent's last layer was the better.
+    """
+
+    by: str
+    out: str
+    cells: int
+    kinds: dict[str, int]
+    last_layer: Literal["fitted", "kept"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +44,7 @@ class ModelCard:
     `sha256` is of the weights file. A classifier's crops have their light evened first (`wbc.cells.crop.even_light`) or
     not. `threshold` is the probability below which a classifier's cell is unidentified;
     `stranger_threshold` takes its place on slides that look like none the classifier has learnt from.
+    `parents` are the models that this one was made from, and `taught` is how.
     """
 
     name: str
@@ -41,6 +65,8 @@ class ModelCard:
     metrics: dict[str, float] = field(default_factory=dict)
     code_revision: str = ""
     credits: tuple[str, ...] = ()
+    parents: tuple[ModelRef, ...] = ()
+    taught: Teaching | None = None
 
     def __post_init__(self) -> None:
         if not self.classes or len(set(self.classes)) != len(self.classes):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from upath import UPath
 
-from wbc.models.cards import ModelCard, Task
+from wbc.models.cards import ModelCard, ModelRef, Task
 from wbc.storage.atomic import staged
 
 if TYPE_CHECKING:
@@ -22,6 +22,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+__all__ = [
+    "BUNDLED",
+    "CARD",
+    "WEIGHTS",
+    "LoadedModel",
+    "ModelError",
+    "ModelRef",
+    "bundled_models",
+    "load",
+    "load_weights",
+    "locate",
+    "read_card",
+    "resolve",
+    "resolve_device",
+    "save",
+]
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
 BESIDE = "beside."  # begins the names of arrays that are stored with a module's weights and are none of them
@@ -30,14 +46,6 @@ BUNDLED = Path(__file__).parent / "weights"
 
 class ModelError(ValueError):
     """A model reference that cannot be used, with the reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelRef:
-    """A model as a count names it: what the user wrote, and the digest of the card and weights that this meant then."""
-
-    reference: str
-    digest: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)

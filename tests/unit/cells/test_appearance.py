@@ -80,3 +80,12 @@ def test_a_slide_of_a_known_laboratory_is_within_the_limit_and_a_strangers_beyon
     assert np.median(again.distance(fresh)) <= known.limit * 1.1
     assert np.median(again.distance(appearance(crops(50, (1, 0.7, 0.6), 0.9)))) > known.limit
     assert KnownLooks.from_arrays({}) is None
+
+
+def test_a_stranger_whose_cells_were_named_is_one_no_more() -> None:
+    known = KnownLooks.of([appearance(crops(120))])
+    strange = [appearance(crops(60, (1, 0.7, 0.6), 0.9, seed)) for seed in (1, 2)]
+    assert np.median(known.distance(strange[1])) > known.limit
+    taught = known.including(strange[0])
+    assert np.median(taught.distance(strange[1])) <= taught.limit
+    assert np.median(taught.distance(appearance(crops(50, (0.5, 1, 0.6), 1.2)))) > taught.limit

@@ -1,0 +1,184 @@
+"""What a laboratory gains that names a few of its cells: right names before and after, on the cells that have no name.
+
+The classifier has seen neither laboratory. A seed draws which cells of each kind are named; all others are the test.
+The strength of the fit is chosen on the named cells alone, as `wbc adapt` does.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from upath import UPath
+
+from benchmarks.common import Claim, Report, Row, cpu_of, parser, show
+from wbc.cells.classify import cut_crops, features
+from wbc.datasets.cell_names import covers
+from wbc.models import registry
+from wbc.models.cards import ModelCard
+from wbc.models.last_layer import last_layer
+from wbc.models.registry import LoadedModel
+from wbc.storage.images import read_field
+from wbc.taxonomy import label_matrix, load_taxonomy
+from wbc.training.choice import choose
+from wbc.training.last_layer import LastLayer, NamedCells, cross_validate, fit
+
+COMMON = ("neutrophil", "eosinophil", "basophil", "lymphocyte", "monocyte")
+PER_KIND = (5, 10, 20)
+BAR, BAR_SECONDS, CELLS_TO_TIME = 0.93, 30.0, 500
+# By their red cells; tecom_wbc's is assumed from its cells' sizes, see benchmarks/accuracy.py.
+CHULA_UM_PER_PX, TECOM_UM_PER_PX = 0.089, 0.18
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Laboratory:
+    """Cells of one laboratory: crops uint8 (N,S,S,3) and the true kind of each."""
+
+    name: str
+    crops: NDArray[np.uint8]
+    kinds: tuple[str, ...]
+
+
+def laboratories(data: Path, card: ModelCard) -> Iterator[Laboratory]:
+    """Those below `data` that no model was trained on, as a count would show their cells to the classifier."""
+    cells, crops = pd.read_csv(data / "chula_wbc" / "cells.csv"), []
+    sides = cells[["x0", "y0", "x1", "y1"]].to_numpy(np.float32)
+    groups = cells.groupby("field", sort=True).indices
+    for name, rows in groups.items():
+        pixels = read_field(UPath(data / "chula_wbc" / "fields" / str(name)))
+        crops.append(cut_crops(pixels, sides[rows], CHULA_UM_PER_PX, card))
+    kinds = cells["kind"].to_numpy()[np.concatenate(list(groups.values()))]
+    yield Laboratory("chula_wbc", np.concatenate(crops), tuple(kinds))
+    labels = pd.read_csv(data / "tecom_wbc" / "labels.csv", dtype=str)
+    crops = []
+    for stem in labels["image"]:
+        (path,) = (data / "tecom_wbc" / "images").glob(f"{stem}.*")
+        pixels = read_field(UPath(path))
+        height, width = pixels.shape[:2]
+        crops.append(cut_crops(pixels, np.array([[0, 0, width, height]], np.float32), TECOM_UM_PER_PX, card))
+    yield Laboratory("tecom_wbc", np.concatenate(crops), tuple(labels["label"]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bench:
+    """A laboratory's cells with their true names, the classifier's own last layer, which classes each kind covers."""
+
+    cells: NamedCells
+    prior: LastLayer
+    five: NDArray[np.float32]
+
+    def right(self, layer: LastLayer, which: NDArray[np.int64]) -> float:
+        """The fraction of cells of which the likeliest of the five kinds is the true one."""
+        logits = layer.logits(self.cells.features[which])
+        odds = np.exp(logits - logits.max(2, keepdims=True))
+        chances = (odds / odds.sum(2, keepdims=True)).mean(1) @ self.five.T
+        answers = np.array(COMMON, object)[chances.argmax(1)]
+        return float((answers == np.array(self.cells.names, object)[which]).mean())
+
+    def taught(self, named: NDArray[np.int64]) -> tuple[float, float]:
+        """Right before and after these cells are named, of all others."""
+        others = np.setdiff1d(np.arange(len(self.cells.names)), named)
+        some = take(self.cells, named)
+        gain = cross_validate(some, self.prior)
+        layer = fit(some, self.prior, gain.strength) if gain.pays else self.prior
+        return self.right(self.prior, others), self.right(layer, others)
+
+
+def take(cells: NamedCells, which: NDArray[np.int64]) -> NamedCells:
+    """The cells at some indices."""
+    return NamedCells(cells.features[which], cells.covers[which], tuple(cells.names[i] for i in which))
+
+
+def drawn(kinds: Sequence[str], per_kind: int, seed: int) -> NDArray[np.int64]:
+    """Indices of `per_kind` cells of each kind, drawn by a seed; at most half of a kind, so that some are left."""
+    rng, chosen = np.random.default_rng(seed), []
+    for kind in sorted(set(kinds)):
+        of_kind = rng.permutation([i for i, other in enumerate(kinds) if other == kind])
+        chosen += of_kind[: min(per_kind, len(of_kind) // 2)].tolist()
+    return np.array(sorted(chosen), np.int64)
+
+
+def alike(lab: Bench, n: int, seed: int) -> NDArray[np.int64]:
+    """Indices of `n` cells drawn by a seed, of whatever kind."""
+    drawn_ones = np.random.default_rng(seed).permutation(len(lab.cells.names))[:n]
+    return np.asarray(np.sort(drawn_ones))
+
+
+def bench(laboratory: Laboratory, model: LoadedModel) -> Bench:
+    """The laboratory's cells as the classifier's last layer gets them."""
+    taxonomy, layer = load_taxonomy("blood"), last_layer(model)
+    known = covers(laboratory.kinds, taxonomy, model.card.classes)
+    cells = NamedCells(features(laboratory.crops, model), known, laboratory.kinds)
+    prior = LastLayer(layer.weight.double().cpu().numpy(), layer.bias.double().cpu().numpy())
+    return Bench(cells, prior, label_matrix(taxonomy, model.card.classes, COMMON))
+
+
+def rows_of(name: str, lab: Bench, model: LoadedModel, seeds: int) -> list[Row]:
+    """For each number of cells a kind: right before and after, over seeds, and where `choose` picks the cells."""
+    rows: list[Row] = []
+    logits = lab.prior.logits(lab.cells.features).mean(1)
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    scores, counted_as = (odds / odds.sum(1, keepdims=True)).max(1), [model.card.classes[i] for i in logits.argmax(1)]
+    for per_kind in PER_KIND:
+        figures = np.array([lab.taught(drawn(lab.cells.names, per_kind, seed)) for seed in range(seeds)])
+        chosen = choose(lab.cells.features.mean(1), counted_as, scores, per_kind)
+        rows.append(
+            {
+                "laboratory": name,
+                "cells a kind": per_kind,
+                "before": float(figures[:, 0].mean()),
+                "after": float(figures[:, 1].mean()),
+                "worst seed": float(figures[:, 1].min()),
+                "chosen cells": len(chosen),
+                "after, chosen": lab.taught(chosen)[1],
+                "after, as many drawn": float(
+                    np.mean([lab.taught(alike(lab, len(chosen), s))[1] for s in range(seeds)])
+                ),
+            }
+        )
+    return rows
+
+
+def teach_many(laboratory: Laboratory, model: LoadedModel) -> LastLayer:
+    """A last layer from CELLS_TO_TIME cells, all the way from their crops."""
+    some = Laboratory(laboratory.name, laboratory.crops[:CELLS_TO_TIME], laboratory.kinds[:CELLS_TO_TIME])
+    lab = bench(some, model)
+    return fit(lab.cells, lab.prior, cross_validate(lab.cells, lab.prior).strength)
+
+
+def measure(data: Path, classifier: str, seeds: int, device: str) -> Report:
+    """Both laboratories, and the time."""
+    ref, card = registry.resolve(classifier, "classifier")
+    model = registry.load(ref, device)
+    rows: list[Row] = []
+    seconds = 0.0
+    for laboratory in laboratories(data, card):
+        rows += rows_of(laboratory.name, bench(laboratory, model), model, seeds)
+        if len(laboratory.kinds) >= CELLS_TO_TIME:
+            _, seconds = cpu_of(partial(teach_many, laboratory, model))
+    mean = {n: float(np.mean([row["after"] for row in rows if row["cells a kind"] == n])) for n in PER_KIND}
+    claims = [
+        Claim("right of five kinds, 10 cells a kind named, mean over laboratories", mean[10], at_least=BAR),
+        *(Claim(f"the same, {n} cells a kind", mean[n]) for n in PER_KIND if n != 10),
+        Claim(f"teaching {CELLS_TO_TIME} cells, CPU-seconds", seconds, "s", at_most=BAR_SECONDS),
+    ]
+    return Report(f"Taught: {classifier}", claims, {f"{seeds} seeds": rows})
+
+
+def main() -> None:
+    """The command line."""
+    command = parser(__doc__ or "")
+    command.add_argument("--data", type=Path, required=True, help="folder of chula_wbc and tecom_wbc")
+    command.add_argument("--classifier", default="bundled:classifier", help="one that has seen neither of them")
+    command.add_argument("--seeds", type=int, default=5)
+    command.add_argument("--device", default="auto")
+    chosen = command.parse_args()
+    device = registry.resolve_device(chosen.device)
+    show(measure(chosen.data, chosen.classifier, chosen.seeds, device), as_json=chosen.json)
+
+
+if __name__ == "__main__":
+    main()

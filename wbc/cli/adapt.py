@@ -1,0 +1,114 @@
+"""`wbc adapt`: a laboratory names some of its cells, and has a classifier that knows its stain."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wbc.cli.options import AsJson, Device
+from wbc.cli.rows import print_rows
+from wbc.cli.terminal import print_remarks, usage_errors
+
+if TYPE_CHECKING:
+    from wbc.training.teaching import Proposal, Taught
+
+
+UNNAMED = "the model will say so less often than before. If the laboratory has such cells, name some of them, too"
+
+
+def adapt(
+    out: Annotated[str, typer.Argument(help="Where a count wrote its tables.")],
+    model: Annotated[
+        Path, typer.Option("--out", file_okay=False, help="Folder of the cells to name, and of the model made of them.")
+    ],
+    names: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--names",
+            exists=True,
+            dir_okay=False,
+            help="CSV or Parquet with slide_id, field, cell_id, cell_type: teach these; may be given several times.",
+        ),
+    ] = None,
+    per_kind: Annotated[int, typer.Option(min=1, max=100, help="How many cells of each type to propose.")] = 10,
+    classifier: Annotated[
+        str | None, typer.Option(help="The classifier that is taught; default: the one that counted.")
+    ] = None,
+    taxonomy: Annotated[str | None, typer.Option(help="What the names mean; default: the count's taxonomy.")] = None,
+    by: Annotated[str | None, typer.Option(help="Who named the cells; default: your login.")] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Teach a classifier a laboratory's stain by a few of its own cells.
+
+    Without --names it picks the cells of OUT that are most worth naming, and writes a contact sheet and a table to fill
+    in. With --names it makes a model of them, and says what that gains.
+    """
+    with usage_errors():
+        from upath import UPath
+
+        from wbc.models.registry import resolve_device
+        from wbc.training.teaching import Lesson, propose, teach
+
+        lesson = Lesson(UPath(out), classifier, taxonomy, resolve_device(device))
+        if not names:
+            _print_proposal(propose(lesson, model, per_kind), out, model, as_json)
+        else:
+            _print_taught(teach(lesson, names, model, by or _login()), model, as_json)
+
+
+def _login() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # an account without a name
+        return "unknown"
+
+
+def _print_proposal(proposal: "Proposal", out: str, model: Path, as_json: bool) -> None:
+    if as_json:
+        facts = {"table": str(proposal.table), "sheet": str(proposal.sheet), "kinds": proposal.kinds}
+        _print_json(facts | {"passed_over": proposal.passed_over})
+        return
+    print_rows(("counted as", "cells"), [(kind, str(n)) for kind, n in proposal.kinds.items()])
+    typer.echo(f"{sum(proposal.kinds.values())} cells to name: look at {proposal.sheet}, write what they are into the")
+    typer.echo(f"column cell_type of {proposal.table} (any type; empty is skipped), then run")
+    typer.echo(f"  wbc adapt {out} --names {proposal.table} --out {model}")
+    print_remarks(proposal.passed_over)
+
+
+def _print_taught(taught: "Taught", model: Path, as_json: bool) -> None:
+    if as_json:
+        right = [{"cell_type": kind, "cells": n, "before": b, "after": a} for kind, n, b, a in _figures(taught)]
+        facts = {"model": str(model), "card": taught.card.to_json(), "right": right}
+        _print_json(facts | {"unnamed": taught.unnamed, "passed_over": taught.passed_over})
+        return
+    rows = [(kind, f"{n}", f"{before:.2f}", f"{after:.2f}") for kind, n, before, after in _figures(taught)]
+    print_rows(("right of cells held out", "cells", "before", "after"), rows)
+    if taught.gain.pays:
+        typer.echo(f"model in {model}: wbc count SLIDES --out OUT --classifier {model}")
+        unnamed = [f"nobody named a cell {', '.join(taught.unnamed)}: {UNNAMED}"] if taught.unnamed else []
+        print_remarks([*taught.passed_over, *unnamed])
+    else:
+        parent = taught.card.parents[0].reference
+        typer.echo(f"no better than before on cells held out: {model} names cells as {parent} does")
+        print_remarks(taught.passed_over)
+
+
+def _figures(taught: "Taught") -> list[tuple[str, int, float, float]]:
+    """For each name, and at last for all, the number of cells and the fractions right before and after."""
+    import numpy as np
+
+    names = np.array(taught.names, object)
+    of_kind = [(kind, names == kind) for kind in sorted(set(taught.names))]
+    gain = taught.gain
+    return [
+        (kind, int(which.sum()), round(float(gain.before[which].mean()), 4), round(float(gain.after[which].mean()), 4))
+        for kind, which in (*of_kind, ("all", np.ones(len(names), bool)))
+    ]
+
+
+def _print_json(facts: dict[str, Any]) -> None:
+    typer.echo(json.dumps(facts, indent=1, ensure_ascii=False))

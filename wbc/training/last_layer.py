@@ -1,0 +1,209 @@
+"""A new last layer for frozen features, from a few named cells: regularised towards the old one, judged on cells held
+out. Arrays in, arrays out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import log_softmax, logsumexp, softmax
+
+Floats = NDArray[np.float64]
+
+# How dearly a step away from the old last layer is paid for, from dearest to cheapest; the held out cells choose.
+STRENGTHS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
+FOLDS = 5
+# Directions of the features, those of most variance, in which the new layer may differ: all of them up to 128 cells.
+DIRECTIONS = 256
+STEPS = 100
+# A feature that hardly differs between the named cells is scaled as if it differed by this part of a common one.
+LEAST_SPREAD = 0.3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LastLayer:
+    """Logits = features @ weight.T + bias: `weight` float (C,F), `bias` float (C,)."""
+
+    weight: Floats
+    bias: Floats
+
+    def logits(self, features: NDArray[np.floating]) -> Floats:
+        """Logits (…,C) of features (…,F)."""
+        return np.asarray(features @ self.weight.T + self.bias)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NamedCells:
+    """Cells with names: `features` float (N,V,F) of V views of each, `covers` (N,C) the classes that its name covers.
+
+    `names` are N, coarse or not; a coarse name covers several classes. A cell's probabilities are means over its views.
+    """
+
+    features: NDArray[np.floating]
+    covers: NDArray[np.bool_]
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        n = len(self.names)
+        if self.features.ndim != 3 or self.covers.ndim != 2 or not len(self.features) == len(self.covers) == n:
+            raise ValueError(f"{n} names, features {self.features.shape}, covers {self.covers.shape}")
+        if not self.covers.any(1).all():
+            raise ValueError("a name covers no class")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gain:
+    """What a new last layer is worth on cells that it was not fitted on: whether each is right (N,), before and after.
+
+    `loss_before` and `loss_after` are the mean negative log probability of the cells' names; `strength` is the one by
+    which a layer is best fitted to all of them.
+    """
+
+    before: NDArray[np.bool_]
+    after: NDArray[np.bool_]
+    loss_before: float
+    loss_after: float
+    strength: float
+
+    @property
+    def pays(self) -> bool:
+        """Whether more cells are right, or as many and the names likelier."""
+        right_before, right_after = int(self.before.sum()), int(self.after.sum())
+        return right_after > right_before or (right_after == right_before and self.loss_after < self.loss_before)
+
+
+def fit(cells: NamedCells, prior: LastLayer, strength: float) -> LastLayer:
+    """The last layer that makes the names likely and stays near `prior`.
+
+    It is the minimum of the mean of -log p(name) over cells and views, plus strength / 2 |D|², with D the difference of
+    weight and bias from the prior's in features that are standardised on these cells, and then a mean square of 1 long:
+    what hardly varies at a laboratory weighs as much as what does. Without cells it is the prior.
+    """
+    if not cells.names:
+        return prior
+    problem = _Problem.of(cells, prior)
+    every = np.arange(len(cells.names))
+    return problem.last_layer(problem.fit(every, (strength,))[0])
+
+
+def cross_validate(cells: NamedCells, prior: LastLayer) -> Gain:
+    """What teaching gains on cells held out, and the strength that is the best for them.
+
+    Each cell is held out once, in one of FOLDS parts that share every kind evenly. For the gain, the strength of a part
+    is the one that is best for the others. Raises ValueError for fewer than two cells.
+    """
+    problem, n = _Problem.of(cells, prior), len(cells.names)
+    parts = folds(cells.names)
+    chances = np.zeros((len(STRENGTHS), *cells.covers.shape))
+    for held_out in parts:
+        taught = np.setdiff1d(np.arange(n), held_out)
+        for i, step in enumerate(problem.fit(taught, STRENGTHS)):
+            chances[i, held_out] = problem.probabilities(held_out, step)
+    losses = np.stack([_losses(of_strength, cells.covers) for of_strength in chances])
+    before, after = problem.probabilities(np.arange(n), problem.nothing), np.zeros(cells.covers.shape)
+    for held_out in parts:
+        best = (losses.sum(1) - losses[:, held_out].sum(1)).argmin()
+        after[held_out] = chances[best, held_out]
+    return Gain(
+        before=is_right(before, cells.covers),
+        after=is_right(after, cells.covers),
+        loss_before=float(_losses(before, cells.covers).mean()),
+        loss_after=float(_losses(after, cells.covers).mean()),
+        strength=STRENGTHS[losses.sum(1).argmin()],
+    )
+
+
+def is_right(probabilities: Floats, covers: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether each cell's likeliest class (N,C) is one that its name covers (N,)."""
+    return np.asarray(covers[np.arange(len(covers)), probabilities.argmax(1)])
+
+
+def spread(features: NDArray[np.floating]) -> Floats:
+    """How much each feature of rows (N,F) differs: its standard deviation (F,), at least LEAST_SPREAD of the median."""
+    deviations = features.std(0)
+    return np.asarray(np.maximum(deviations, LEAST_SPREAD * np.median(deviations)).clip(min=1e-6), np.float64)
+
+
+def folds(names: Sequence[str], n: int = FOLDS) -> list[NDArray[np.int64]]:
+    """The indices of cells in `n` parts, or as many as there are cells, each kind spread evenly; always the same.
+
+    Raises ValueError for fewer than two cells: nothing could be learnt while something is held out.
+    """
+    if len(names) < 2:
+        raise ValueError(f"{len(names)} cells cannot be held out from each other")
+    rng = np.random.default_rng(0)
+    order: list[int] = []
+    for name in sorted(set(names)):
+        order += rng.permutation([i for i, other in enumerate(names) if other == name]).tolist()
+    n = min(n, len(names))
+    return [np.sort(np.array(order[start::n], np.int64)) for start in range(n)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Problem:
+    """A fit in the directions that the cells span, where it is the same and much smaller.
+
+    `reduced` (N,V,R) are the features less `mean` (F,), divided by `scale` (F,), with a one for the bias, along
+    `directions` (R,F+1); `old` (N,V,C) are the prior's logits. A step away from the prior is (C,R).
+    """
+
+    reduced: Floats
+    old: Floats
+    covers: NDArray[np.bool_]
+    directions: Floats
+    mean: Floats
+    scale: Floats
+    prior: LastLayer
+
+    @staticmethod
+    def of(cells: NamedCells, prior: LastLayer) -> "_Problem":
+        n, views, width = cells.features.shape
+        rows = cells.features.reshape(n * views, width).astype(np.float64)
+        mean, scale = rows.mean(0), spread(rows) * np.sqrt(width)
+        rows = np.concatenate([(rows - mean) / scale, np.ones((len(rows), 1))], 1)
+        directions = np.linalg.svd(rows, full_matrices=False)[2][:DIRECTIONS]
+        reduced = (rows @ directions.T).reshape(n, views, -1)
+        return _Problem(reduced, prior.logits(cells.features), cells.covers, directions, mean, scale, prior)
+
+    @property
+    def nothing(self) -> Floats:
+        """The step that leaves the prior as it is."""
+        return np.zeros((self.covers.shape[1], len(self.directions)))
+
+    def fit(self, which: NDArray[np.int64], strengths: Sequence[float]) -> list[Floats]:
+        """The best step by the cells `which` at each strength; each begins where the last one ended."""
+        views, n_classes = self.old.shape[1:]
+        x, old = self.reduced[which].reshape(-1, len(self.directions)), self.old[which].reshape(-1, n_classes)
+        uncovered = np.where(np.repeat(self.covers[which], views, 0), 0.0, -np.inf)
+        steps = [self.nothing]
+        for strength in strengths:
+            args = (x, old, uncovered, strength)
+            found = minimize(_cost, steps[-1].ravel(), args, "L-BFGS-B", jac=True, options={"maxiter": STEPS})
+            steps.append(found.x.reshape(steps[0].shape))
+        return steps[1:]
+
+    def probabilities(self, which: NDArray[np.int64], step: Floats) -> Floats:
+        """Class probabilities (N,C) of the cells `which` after a step."""
+        return np.asarray(softmax(self.old[which] + self.reduced[which] @ step.T, axis=2).mean(1))
+
+    def last_layer(self, step: Floats) -> LastLayer:
+        """The prior after a step."""
+        away = step @ self.directions
+        weight = away[:, :-1] / self.scale
+        return LastLayer(self.prior.weight + weight, self.prior.bias + away[:, -1] - weight @ self.mean)
+
+
+def _cost(step: Floats, x: Floats, old: Floats, uncovered: Floats, strength: float) -> tuple[float, Floats]:
+    """What `fit` makes small, and its slope, for rows x (M,R) with the prior's logits `old` (M,C)."""
+    away = step.reshape(old.shape[1], x.shape[1])
+    log_p = log_softmax(old + x @ away.T, axis=1)
+    log_name = logsumexp(log_p + uncovered, axis=1)
+    slope = (np.exp(log_p) - np.exp(log_p + uncovered - log_name[:, None])).T @ x / len(x) + strength * away
+    return float(-log_name.mean() + strength / 2 * (step @ step)), slope.ravel()
+
+
+def _losses(probabilities: Floats, covers: NDArray[np.bool_]) -> Floats:
+    """-log of the probability of each cell's name (N,)."""
+    return np.asarray(-np.log((probabilities * covers).sum(1).clip(min=1e-12)))

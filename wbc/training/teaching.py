@@ -1,0 +1,215 @@
+"""A laboratory teaches a classifier: cells of its counts worth naming, and a model made of their names."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from upath import UPath
+
+from wbc.cells.appearance import KnownLooks, appearance
+from wbc.cells.classify import features
+from wbc.datasets.cell_names import check_names, covers, match, read_cell_names
+from wbc.datasets.contact_sheet import draw_sheet
+from wbc.datasets.counted_cells import SIDES, Cut, cut_cells, read_cells, slide_rows, white_cells
+from wbc.models import registry
+from wbc.models.cards import ModelCard, Teaching
+from wbc.models.last_layer import last_layer, with_last_layer
+from wbc.models.registry import LoadedModel, ModelError, ModelRef
+from wbc.revision import code_revision
+from wbc.storage.atomic import staged
+from wbc.storage.names import address
+from wbc.storage.tables import SlideRow
+from wbc.taxonomy import Taxonomy, load_taxonomy, shipped_taxonomies
+from wbc.training.choice import choose, shortlist
+from wbc.training.last_layer import Gain, LastLayer, NamedCells, cross_validate, fit
+
+TABLE, SHEET = "cells.csv", "cells.jpg"
+FEWEST = 10
+DEFAULT_CLASSIFIER = "bundled:classifier"
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A count that is to teach a classifier: OUT, the classifier and taxonomy where not the count's, the device."""
+
+    out: UPath
+    classifier: str | None = None
+    taxonomy: str | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Cells that wait for names: the table to fill in, the sheet that shows them, how many of each type they are."""
+
+    table: Path
+    sheet: Path
+    kinds: dict[str, int]
+    passed_over: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Taught:
+    """What came of teaching: the model's card, and for each named cell its name and whether it is right, held out.
+
+    `unnamed` are the classes that no name covers: what is learnt speaks against them.
+    """
+
+    card: ModelCard
+    names: tuple[str, ...]
+    gain: Gain
+    unnamed: tuple[str, ...]
+    passed_over: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Subject:
+    """What a lesson is about: counted slides, the classifier that is taught, the taxonomy of the names."""
+
+    rows: dict[str, SlideRow]
+    ref: ModelRef
+    model: LoadedModel
+    taxonomy: Taxonomy
+
+
+def propose(lesson: Lesson, folder: Path, per_kind: int) -> Proposal:
+    """Write a table and a contact sheet of the cells most worth naming to `folder`: `per_kind` of each type counted.
+
+    Raises ValueError where there is nothing to name, or the folder has a table in which somebody wrote names.
+    """
+    _check_unfilled(folder / TABLE)
+    subject = _subject(lesson)
+    cells = white_cells(read_cells(lesson.out, list(subject.rows)))
+    if cells.empty:
+        raise ValueError(f"{str(lesson.out)!r}: no white cell was counted here")
+    cells = cells.iloc[shortlist(cells["cell_type"].tolist(), _scores(cells), per_kind)].reset_index(drop=True)
+    cut = cut_cells(lesson.out, cells, subject.rows, subject.model.card)
+    cells = cells.iloc[cut.rows].reset_index(drop=True)
+    if cells.empty:
+        raise ValueError(f"no field can be read: {'; '.join(cut.passed_over[:3])}")
+    seen = features(cut.crops, subject.model).mean(1)
+    chosen = choose(seen, cells["cell_type"].tolist(), _scores(cells), per_kind)
+    files = {UPath(folder / SHEET): draw_sheet(cut.crops[chosen]), UPath(folder / TABLE): _table(cells.iloc[chosen])}
+    with staged(files, durable=False):
+        pass
+    kinds = dict(sorted(Counter(cells["cell_type"].iloc[chosen]).items()))
+    return Proposal(folder / TABLE, folder / SHEET, kinds, cut.passed_over)
+
+
+def teach(lesson: Lesson, names: Sequence[Path], folder: Path, by: str) -> Taught:
+    """Fit a new last layer to the named cells and save the whole classifier in `folder`, if held out cells gain by it.
+
+    Where they do not, the model has its parent's last layer, and its card says `kept`. Raises ValueError, naming file
+    and line, for names that cannot be used, or where fewer than FEWEST cells are left.
+    """
+    subject = _subject(lesson)
+    _check_target(folder, subject.ref)
+    given = [name for path in names for name in read_cell_names(path)]
+    check_names(given, subject.taxonomy, subject.model.card.classes)
+    slide_ids = sorted({name.slide_id for name in given} & subject.rows.keys())
+    cells = match(given, read_cells(lesson.out, slide_ids or list(subject.rows)))
+    cut = cut_cells(lesson.out, cells, subject.rows, subject.model.card)
+    cells = cells.iloc[cut.rows]
+    if len(cells) < FEWEST:
+        without = f", and fields were passed over: {'; '.join(cut.passed_over[:3])}" if cut.passed_over else ""
+        raise ValueError(f"{len(cells)} cells have names, {FEWEST} at least are needed{without}")
+    named = tuple(cells["name"])
+    known = covers(named, subject.taxonomy, subject.model.card.classes)
+    examples = NamedCells(features(cut.crops, subject.model), known, named)
+    return _save(lesson, subject, examples, cut, folder, by)
+
+
+def _save(lesson: Lesson, subject: _Subject, examples: NamedCells, cut: Cut, folder: Path, by: str) -> Taught:
+    layer = last_layer(subject.model)
+    prior = LastLayer(layer.weight.double().cpu().numpy(), layer.bias.double().cpu().numpy())
+    gain = cross_validate(examples, prior)
+    module, beside = subject.model.module, subject.model.beside
+    if gain.pays:
+        new = fit(examples, prior, gain.strength)
+        module = with_last_layer(subject.model, new.weight, new.bias)
+        if (looks := KnownLooks.from_arrays(beside)) is not None:  # the laboratory is none of a stranger any more
+            beside = looks.including(appearance(cut.crops)).arrays()
+    kinds = dict(sorted(Counter(examples.names).items()))
+    taught = Teaching(by, address(lesson.out), len(examples.names), kinds, "fitted" if gain.pays else "kept")
+    metrics = {"cells held out right before": gain.before.mean(), "cells held out right after": gain.after.mean()}
+    card = replace(
+        subject.model.card,
+        name=folder.resolve().name,
+        metrics={name: round(float(value), 4) for name, value in metrics.items()},
+        dataset=f"{len(examples.names)} cells of {taught.out}",
+        code_revision=code_revision(),
+        parents=(subject.ref,),
+        taught=taught,
+    )
+    unnamed = tuple(name for i, name in enumerate(card.classes) if not examples.covers[:, i].any())
+    return Taught(registry.save(folder, module, card, beside), examples.names, gain, unnamed, cut.passed_over)
+
+
+def _subject(lesson: Lesson) -> _Subject:
+    rows = slide_rows(lesson.out)
+    ref, card = registry.resolve(lesson.classifier or _classifier_of(rows.values()), "classifier")
+    while card.taught is not None:  # by cells that may be held out now: what they gain would be told too high or low
+        (parent,) = card.parents
+        ref, card = registry.resolve(parent.reference, "classifier")
+        if ref.digest != parent.digest:
+            raise ModelError(f"{parent.reference!r}, which was taught before, is another model now")
+    taxonomy = load_taxonomy(lesson.taxonomy or _taxonomy_of(rows.values()))
+    return _Subject(rows, ref, registry.load(ref, lesson.device), taxonomy)
+
+
+def _classifier_of(rows: Iterable[SlideRow]) -> str:
+    """The classifier that counted the slides. Raises ValueError where they are several, or it is another one now."""
+    words = sorted({row.classifier for row in rows if row.classifier is not None})
+    if len(words) > 1:
+        raise ValueError(f"the slides were counted with {' and '.join(words)}: say which to teach with --classifier")
+    if not words:
+        return DEFAULT_CLASSIFIER
+    reference, _, digits = words[0].rpartition("@")
+    if not registry.read_card(reference).digest.startswith(digits):
+        raise ValueError(f"{reference!r} is not the model any more that counted: say which to teach with --classifier")
+    return reference
+
+
+def _taxonomy_of(rows: Iterable[SlideRow]) -> str:
+    """The taxonomy that the slides were counted by. Raises ValueError where they are several, or it has a file."""
+    names = sorted({row.taxonomy for row in rows})
+    if len(names) > 1 or names[0] not in shipped_taxonomies():
+        raise ValueError(f"the slides were counted by taxonomy {' and '.join(names)}: name one with --taxonomy")
+    return names[0]
+
+
+def _check_unfilled(table: Path) -> None:
+    """Raises ValueError where somebody's names would be written over."""
+    if table.is_file() and read_cell_names(table):
+        raise ValueError(f"{table} has names in it: teach with --names {table}, or name another --out")
+
+
+def _check_target(folder: Path, parent: ModelRef) -> None:
+    """Raises ValueError where the model that is to be written would replace one that nobody taught."""
+    if (folder / registry.CARD).is_file() and registry.read_card(str(folder)).taught is None:
+        raise ValueError(
+            f"{folder} holds a model that was not taught: name another --out for what {parent.reference} becomes"
+        )
+
+
+def _scores(cells: pd.DataFrame) -> NDArray[np.float64]:
+    """How sure the count was of each cell's type, 0 where no classifier ran."""
+    return cells["type_score"].fillna(0).to_numpy(np.float64)
+
+
+def _table(cells: pd.DataFrame) -> bytes:
+    """The CSV to fill in, a line for each cell as the sheet numbers them."""
+    sink = io.StringIO(newline="")
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow(("number", "slide_id", "field", "cell_id", "predicted_type", "type_score", "cell_type", *SIDES))
+    for number, cell in enumerate(cells.to_dict("records"), 1):
+        score = "" if pd.isna(cell["type_score"]) else f"{cell['type_score']:.2f}"
+        found = (number, cell["slide_id"], cell["field"], cell["cell_id"], cell["cell_type"], score, "")
+        writer.writerow((*found, *(f"{cell[side]:.2f}" for side in SIDES)))
+    return sink.getvalue().encode()
