@@ -19,6 +19,7 @@ class ModelCard:
     model's outputs (a detector's label 0, background, is not among them). `um_per_px` is the scale of its input;
     `input_px` the side of a classifier's square crop there (0 for a detector); `mean` and `std` are of RGB in 0..1.
     `sha256` is of the weights file. `threshold` is the probability below which a classifier's cell is unidentified.
+    `reference_sha256` is of the file of reference cells beside the weights, "" where there is none.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ModelCard:
     std: tuple[float, float, float]
     sha256: str
     threshold: float = 0.0
+    reference_sha256: str = ""
     dataset: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     code_revision: str = ""
@@ -48,9 +50,12 @@ class ModelCard:
     def digest(self) -> str:
         """64 hexadecimal digits of all that can change what the model says: its weights, and how it must be run.
 
-        Whatever is not known to be mere description counts, so that a new entry of the card does too.
+        Whatever is not known to be mere description counts, so that a new entry of the card does too. A model without
+        reference cells has the digest that it had before there were any.
         """
         facts = {key: value for key, value in asdict(self).items() if key not in DESCRIPTION}
+        if not self.reference_sha256:
+            del facts["reference_sha256"]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:

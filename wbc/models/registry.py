@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
+REFERENCE_CELLS = "reference_cells.safetensors"
 BUNDLED = Path(__file__).parent / "weights"
 
 
@@ -77,7 +78,7 @@ def _from_mlflow(reference: str) -> Path:
 
 
 def read_card(reference: str) -> ModelCard:
-    """A model's card, its weights' digest checked. Raises ModelError naming file and reason."""
+    """A model's card, the digests of its files checked. Raises ModelError naming file and reason."""
     folder = locate(reference)
     try:
         values = json.loads((folder / CARD).read_text())
@@ -87,13 +88,20 @@ def read_card(reference: str) -> ModelCard:
         card = ModelCard.from_json(values, str(folder / CARD))
     except ValueError as error:
         raise ModelError(str(error)) from error
-    if not (folder / WEIGHTS).is_file():
-        raise ModelError(f"{folder / WEIGHTS} does not exist")
-    stat = (folder / WEIGHTS).stat()
-    digest = _digest(str(folder / WEIGHTS), stat.st_size, stat.st_mtime_ns)
-    if digest != card.sha256:
-        raise ModelError(f"{folder / WEIGHTS}: sha256 is {digest[:12]}…, its card says {card.sha256[:12]}…")
+    _check_file(folder / WEIGHTS, card.sha256)
+    if card.reference_sha256:
+        _check_file(folder / REFERENCE_CELLS, card.reference_sha256)
     return card
+
+
+def _check_file(path: Path, sha256: str) -> None:
+    """Raises ModelError unless the file is the one that its model's card names."""
+    if not path.is_file():
+        raise ModelError(f"{path} does not exist")
+    stat = path.stat()
+    digest = _digest(str(path), stat.st_size, stat.st_mtime_ns)
+    if digest != sha256:
+        raise ModelError(f"{path}: sha256 is {digest[:12]}…, its card says {sha256[:12]}…")
 
 
 @lru_cache(maxsize=16)
@@ -169,6 +177,7 @@ def load_weights(module: "nn.Module", path: Path) -> "nn.Module":
 def save(folder: Path, module: "nn.Module", card: ModelCard) -> ModelCard:
     """Write a model as fp16 safetensors with its card, whose sha256 is filled in; returns that card.
 
+    Reference cells are of other weights: `keep_reference_cells` adds those of these.
     Raises ValueError where a weight is not finite as fp16.
     """
     import torch
@@ -181,8 +190,17 @@ def save(folder: Path, module: "nn.Module", card: ModelCard) -> ModelCard:
         if not torch.isfinite(state[name]).all():
             raise ValueError(f"{name} is not finite as fp16")
     weights = serialize(state)
-    card = replace(card, sha256=hashlib.sha256(weights).hexdigest())
-    text = json.dumps(card.to_json(), indent=2, ensure_ascii=False) + "\n"
-    with staged({UPath(folder / WEIGHTS): weights, UPath(folder / CARD): text.encode()}, durable=False):
+    card = replace(card, sha256=sha256_of(weights), reference_sha256="")
+    with staged({UPath(folder / WEIGHTS): weights, UPath(folder / CARD): card_content(card)}, durable=False):
         pass
     return card
+
+
+def card_content(card: ModelCard) -> bytes:
+    """The content of a card's file."""
+    return (json.dumps(card.to_json(), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def sha256_of(content: bytes) -> str:
+    """The SHA-256 of a file's content, hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
