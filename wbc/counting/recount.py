@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from upath import UPath
 
+from wbc.counting.correction import kept_confusion
 from wbc.counting.handover import SlideOutcome, outcome_of
 from wbc.counting.job import COUNTING_VERSION, Job, are_detections_of, new_run_id, taxonomy_digest
 from wbc.counting.record import occasion_of, rules_of
@@ -76,7 +77,8 @@ def recount_fitting(slide: Slide, digests: Mapping[str, str], job: Job) -> Slide
         return None
     if not are_detections_of(evidence.origin.detections_id, slide, digests, job):
         return None
-    return _commit(job.out, row, tally(evidence, rules_of(job), occasion_of(slide.source, job.run_id)), began)
+    result = tally(evidence, rules_of(job, evidence.origin.kinds), occasion_of(slide.source, job.run_id))
+    return _commit(job.out, row, result, began)
 
 
 def _recount(out: UPath, slide_id: str, change: Change, run_id: str) -> SlideOutcome:
@@ -88,7 +90,9 @@ def _recount(out: UPath, slide_id: str, change: Change, run_id: str) -> SlideOut
     try:
         _, evidence = read_evidence(out, slide_id)
         _check_whole(out, evidence)
-        result = tally(evidence, _rules(row, change), occasion_of(row.source, run_id))
+        rules = _rules(row, change)
+        rules = replace(rules, confusion=kept_confusion(out, evidence.origin.kinds, rules.taxonomy))
+        result = tally(evidence, rules, occasion_of(row.source, run_id))
     except ValueError as error:
         return replace(outcome_of(row, "unchanged", 0.0), reason=f"not recounted: {error}; `wbc count` counts it anew")
     return _commit(out, row, result, began)

@@ -16,19 +16,22 @@ from wbc.counting.handover import Scale
 from wbc.counting.job import COUNTING_VERSION, count_id, taxonomy_digest
 from wbc.counting.scales import scale_flags, summary
 from wbc.differential import differential_of
+from wbc.misnaming import corrected
 from wbc.storage.detections import Evidence, FieldRow, Kinds, SlideDetections, detections_table, fields_table
 from wbc.storage.layout import TableName
 from wbc.storage.tables import DuplicateField, FailedField, Seconds, SlideRow, cells_table, differentials_table
 from wbc.taxonomy import GENERIC, Taxonomy
 from wbc.types import CellNames, Differential
+from wbc.unfolding import Confusion
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How the cells of a slide are counted, once the models have spoken."""
+    """How the cells of a slide are counted, once the models have spoken, and how these misname, where that is known."""
 
     taxonomy: Taxonomy
     min_score: float
+    confusion: Confusion | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,8 @@ def tally(evidence: Evidence, rules: Rules, occasion: Occasion) -> Tally:
     names = _names(cells, evidence.origin.kinds, rules.taxonomy)
     fields = _counted(evidence.fields, cells)
     result = differential_of(list(names.types), rules.taxonomy, sum(row.status == "failed" for row in fields))
+    if rules.confusion is not None:
+        result = corrected(result, list(names.types), cells.fields, rules.confusion, rules.taxonomy)
     tables: dict[TableName, pa.Table] = {
         "cells": cells_table(slide_id, cells.fields, cells.boxes, cells.scores, names),
         "differentials": differentials_table(slide_id, result),

@@ -39,7 +39,10 @@ class Models:
     @property
     def kinds(self) -> Kinds | None:
         """What the classifier tells apart; None where there is none."""
-        return None if self.classifier is None else Kinds(self.classifier.card.classes, self.classifier.card.threshold)
+        if self.classifier is None:
+            return None
+        card = self.classifier.card
+        return Kinds(card.classes, card.threshold, card.reference_sha256)
 
     @property
     def precision(self) -> Precision:

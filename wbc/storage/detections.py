@@ -22,10 +22,14 @@ _ORIGIN = b"wbc"
 
 @dataclass(frozen=True, slots=True)
 class Kinds:
-    """A classifier's classes, and the probability below which it is not sure of a cell."""
+    """A classifier's classes, and the probability below which it is not sure of a cell.
+
+    `reference_sha256` is of its reference cells, "" where it has none; OUT keeps them (`Layout.reference_cells`).
+    """
 
     names: tuple[str, ...]
     threshold: float
+    reference_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +182,7 @@ def _origin(metadata: dict[bytes, bytes]) -> Origin:
     facts: dict[str, Any] = json.loads(metadata[_ORIGIN])
     kinds = facts["kinds"]
     if kinds is not None:
-        kinds = Kinds(tuple(kinds["names"]), float(kinds["threshold"]))
+        kinds = Kinds(tuple(kinds["names"]), float(kinds["threshold"]), kinds.get("reference_sha256", ""))
     return Origin(**facts | {"kinds": kinds})
 
 
