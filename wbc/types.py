@@ -180,7 +180,11 @@ class CellNames:
 
 @dataclass(frozen=True, slots=True)
 class DifferentialRow:
-    """One cell type of a slide: its count and, where it is in the denominator, percent with 95 % limits (else None)."""
+    """One cell type of a slide: its count and, where it is in the denominator, percent with 95 % limits (else None).
+
+    `percent_corrected`, with limits `low` and `high`, is what is left of `percent` once misnaming is undone; None where
+    it was not measured.
+    """
 
     cell_type: str
     lineage: str
@@ -189,6 +193,9 @@ class DifferentialRow:
     percent: float | None
     ci_low: float | None
     ci_high: float | None
+    percent_corrected: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

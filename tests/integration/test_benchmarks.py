@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import attack, common, memory, merge, overhead, start_up
+from benchmarks import attack, common, limits, memory, merge, overhead, start_up
+from wbc.models import builders, registry
+from wbc.models.cards import ModelCard
+from wbc.models.reference_cells import ReferenceCells, keep_reference_cells
 
 
 def figures(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, module: Any, *options: str) -> Any:
@@ -103,3 +106,24 @@ def test_attack_sees_what_differs_in_silence(monkeypatch: pytest.MonkeyPatch) ->
     (trial,) = attack.trials(attack.Attack(only=0))
     assert (trial.verdict, trial.attack) == ("silent", "erased")
     assert "0 cells, truly" in trial.reason
+
+
+def test_limits_are_held_against_laboratories_left_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kinds = ("neutrophil", "lymphocyte", "monocyte")
+    half = (0.5, 0.5, 0.5)
+    net = {"backbone": "test_efficientnet"}
+    card = ModelCard("k", "1", "classifier", "crop_classifier", net, kinds, 0.2, 32, half, half, "", threshold=0.5)
+    registry.save(tmp_path / "kinds", builders.build(card), card)
+    # A third of the lymphocytes are taken for monocytes, in every laboratory.
+    chances = np.array([[0.9, 0.1, 0.0]] * 30 + [[0.0, 0.8, 0.2]] * 20 + [[0.0, 0.3, 0.7]] * 40, np.float16)
+    true = ("neutrophil",) * 30 + ("lymphocyte",) * 30 + ("monocyte",) * 30
+    places = tuple(place for place in "abcd" for _ in true)
+    keep_reference_cells(tmp_path / "kinds", ReferenceCells(np.tile(chances, (4, 1)), true * 4, places))
+    report = figures(capsys, monkeypatch, limits, "--classifier", str(tmp_path / "kinds"), "--slides", "12")
+    rows = {row["kind"]: row for row in report["tables"]["All laboratories"]}
+    assert [rows[kind]["slides"] for kind in ("neutrophil", "lymphocyte", "monocyte", "basophil")] == [12, 12, 12, 0]
+    assert rows["lymphocyte"]["plain"] < 0.5 < rows["lymphocyte"]["corrected"]
+    assert rows["lymphocyte"]["corrected width"] > rows["lymphocyte"]["plain width"]
+    assert len(report["tables"]["Each laboratory left out"]) == 12

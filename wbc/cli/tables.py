@@ -11,31 +11,37 @@ from rich.text import Text
 
 from wbc.counting.report import SlideReport, printable, report_taxonomy, unfamiliar_words
 from wbc.storage.tables import FailedField, SlideRow
-from wbc.taxonomy import Taxonomy
+from wbc.taxonomy import UNIDENTIFIED, Taxonomy
 from wbc.types import DifferentialRow
 
 if TYPE_CHECKING:
     from wbc.counting.handover import SlideOutcome
 
-Line = tuple[str, str, str, str]  # cell type, count, percent, limits
+Line = tuple[str, str, str, str, str]  # cell type, count, percent, limits, corrected percentage with limits
+
+NOT_MEASURED = "not measured"
 
 
 def report_table(report: SlideReport) -> RenderableType:
     """A slide's differential for a terminal: cell types with counts, percentages and 95 % limits; flags; failed fields.
 
+    Where misnaming was undone, a column more has the percentages that are left, with limits that hold it too.
+
     Finer types stand below their parent, and are left out where no cell has them; the parent's cells that have none of
     the finer types are a line of their own, so that the lines below a parent add up to it. Types outside the
     differential stand below the line.
     """
+    is_corrected = any(row.percent_corrected is not None for row in report.cell_types)
+    headings = ("count", "%", "95 % limits", "misnaming undone")[: 4 if is_corrected else 3]
     table = Table(box=SIMPLE, show_edge=False, pad_edge=False, header_style="bold")
     table.add_column("cell type", min_width=26)
-    for heading in ("count", "%", "95 % limits"):
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for line in _lines(report, in_differential=True):
-        table.add_row(*line)
+        table.add_row(*line[: 1 + len(headings)])
     table.add_section()
     for line in _lines(report, in_differential=False):
-        table.add_row(*line, style="dim")
+        table.add_row(*line[: 1 + len(headings)], style="dim")
     facts = [Text(f"{name:<10}{value}") for name, value in _facts(report.row)]
     body = Group(table, *facts, *_warnings(report.row))
     return Group(_headline(report.row), Padding(body, (0, 0, 1, 2), expand=False))
@@ -65,14 +71,17 @@ def _branch(
     rest = row.count - sum(child.count for child in finer)
     if finer and 0 < rest < row.count:
         share = "" if row.percent is None else f"{row.percent * rest / row.count:.1f}"
-        yield "  " * (depth + 1) + "not told apart", f"{rest:,}", share, ""
+        yield "  " * (depth + 1) + "not told apart", f"{rest:,}", share, "", ""
 
 
 def _line(row: DifferentialRow, depth: int) -> Line:
     name = "  " * depth + _words(row.cell_type)
     if row.percent is None:
-        return name, f"{row.count:,}", "", "beside"
-    return name, f"{row.count:,}", f"{row.percent:.1f}", f"{row.ci_low:.1f} – {row.ci_high:.1f}"
+        return name, f"{row.count:,}", "", "beside", ""
+    corrected = "" if depth or row.cell_type == UNIDENTIFIED else NOT_MEASURED
+    if row.percent_corrected is not None:
+        corrected = f"{row.percent_corrected:.1f} ({row.low:.0f} – {row.high:.0f})"
+    return name, f"{row.count:,}", f"{row.percent:.1f}", f"{row.ci_low:.1f} – {row.ci_high:.1f}", corrected
 
 
 def _headline(row: SlideRow) -> Text:

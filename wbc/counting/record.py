@@ -4,6 +4,9 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from upath import UPath
+
+from wbc.counting.correction import keep_reference, kept_confusion
 from wbc.counting.handover import DetectedSlide, IngestedField, ModelSeconds, Scale, SlideFailure
 from wbc.counting.job import COUNTING_VERSION, Job, detections_id
 from wbc.counting.tally import Occasion, Rules, tally
@@ -21,7 +24,7 @@ def commit_count(detected: DetectedSlide, job: Job) -> SlideRow:
     made_from = detections_id(slide, digests(detected.fields), job, detected.precision)
     origin = _origin(job, made_from, detected.precision, detected.chunk.kinds)
     evidence = Evidence(slide.slide_id, _field_rows(detected), detected.chunk.detections, origin)
-    result = tally(evidence, rules_of(job), occasion_of(slide.source, job.run_id))
+    result = tally(evidence, rules_of(job, origin.kinds), occasion_of(slide.source, job.run_id))
     keep_stamps(slide, detected.fields, job)
     row = replace(result.row, seconds=_seconds(detected, evidence.fields, began))
     return commit(job.out, result.tables, row)
@@ -35,14 +38,24 @@ def commit_failure(failure: SlideFailure, job: Job) -> None:
     slide = failure.slide
     fields = tuple(FieldRow(path.name, None, "not_counted", FieldSeconds()) for path in slide.field_paths)
     evidence = Evidence(slide.slide_id, fields, SlideDetections.empty(), _origin(job, None, None, None))
-    result = tally(evidence, rules_of(job), occasion_of(slide.source, job.run_id))
+    result = tally(evidence, rules_of(job, None), occasion_of(slide.source, job.run_id))
     keep_stamps(slide, (), job)
     commit(job.out, result.tables, replace(result.row, reason=failure.reason))
 
 
-def rules_of(job: Job) -> Rules:
-    """How a job counts cells."""
-    return Rules(job.taxonomy, job.settings.min_score)
+def rules_of(job: Job, kinds: Kinds | None) -> Rules:
+    """How a job counts cells that its classifier told into `kinds`, whose reference cells are in OUT from now on.
+
+    Raises ModelError where these are not the classifier's, OSError where they cannot be written.
+    """
+    keep_reference(job.out, job.classifier, kinds)
+    return with_confusions(Rules(job.taxonomy, job.settings.min_score), job.out, kinds)
+
+
+def with_confusions(rules: Rules, out: UPath, kinds: Kinds | None) -> Rules:
+    """The rules with what OUT's reference cells tell of misnaming. Raises ValueError where OUT lacks some."""
+    usual, strict = (kept_confusion(out, kinds, rules.taxonomy, is_strange=strange) for strange in (False, True))
+    return replace(rules, confusion=usual, stranger_confusion=strict)
 
 
 def keep_stamps(slide: Slide, fields: tuple[IngestedField, ...], job: Job) -> None:

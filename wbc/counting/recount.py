@@ -9,7 +9,7 @@ from upath import UPath
 
 from wbc.counting.handover import SlideOutcome, outcome_of
 from wbc.counting.job import COUNTING_VERSION, Job, are_detections_of, new_run_id, taxonomy_digest
-from wbc.counting.record import occasion_of, rules_of
+from wbc.counting.record import occasion_of, rules_of, with_confusions
 from wbc.counting.tally import Rules, Tally, tally
 from wbc.storage.counts import commit, committed_count_id, read_evidence, read_slide_row
 from wbc.storage.detections import Evidence
@@ -76,7 +76,8 @@ def recount_fitting(slide: Slide, digests: Mapping[str, str], job: Job) -> Slide
         return None
     if not are_detections_of(evidence.origin.detections_id, slide, digests, job):
         return None
-    return _commit(job.out, row, tally(evidence, rules_of(job), occasion_of(slide.source, job.run_id)), began)
+    result = tally(evidence, rules_of(job, evidence.origin.kinds), occasion_of(slide.source, job.run_id))
+    return _commit(job.out, row, result, began)
 
 
 def _recount(out: UPath, slide_id: str, change: Change, run_id: str) -> SlideOutcome:
@@ -88,7 +89,8 @@ def _recount(out: UPath, slide_id: str, change: Change, run_id: str) -> SlideOut
     try:
         _, evidence = read_evidence(out, slide_id)
         _check_whole(out, evidence)
-        result = tally(evidence, _rules(row, change), occasion_of(row.source, run_id))
+        rules = with_confusions(_rules(row, change), out, evidence.origin.kinds)
+        result = tally(evidence, rules, occasion_of(row.source, run_id))
     except ValueError as error:
         return replace(outcome_of(row, "unchanged", 0.0), reason=f"not recounted: {error}; `wbc count` counts it anew")
     return _commit(out, row, result, began)

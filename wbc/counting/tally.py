@@ -16,19 +16,26 @@ from wbc.counting.handover import Scale
 from wbc.counting.job import COUNTING_VERSION, count_id, taxonomy_digest
 from wbc.counting.scales import scale_flags, summary
 from wbc.differential import differential_of
+from wbc.misnaming import corrected
 from wbc.storage.detections import Evidence, FieldRow, Kinds, SlideDetections, detections_table, fields_table
 from wbc.storage.layout import TableName
 from wbc.storage.tables import DuplicateField, FailedField, Seconds, SlideRow, cells_table, differentials_table
 from wbc.taxonomy import GENERIC, Taxonomy
 from wbc.types import CellNames, Differential
+from wbc.unfolding import Confusion
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How the cells of a slide are counted, once the models have spoken."""
+    """How the cells of a slide are counted, once the models have spoken.
+
+    Where it is known, how these misname, on slides of the laboratories they know and on a stranger's.
+    """
 
     taxonomy: Taxonomy
     min_score: float
+    confusion: Confusion | None = None
+    stranger_confusion: Confusion | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +69,13 @@ def tally(evidence: Evidence, rules: Rules, occasion: Occasion) -> Tally:
     slide_id, found = evidence.slide_id, evidence.detections
     cells = found.take(found.scores >= rules.min_score)
     unfamiliarity = unfamiliarity_of(cells, evidence.origin.kinds)
-    names = _names(cells, evidence.origin.kinds, rules.taxonomy, is_strange=(unfamiliarity or 0) > 1)
+    is_strange = (unfamiliarity or 0) > 1
+    names = _names(cells, evidence.origin.kinds, rules.taxonomy, is_strange=is_strange)
     fields = _counted(evidence.fields, cells)
     result = differential_of(list(names.types), rules.taxonomy, sum(row.status == "failed" for row in fields))
+    confusion = rules.stranger_confusion if is_strange else rules.confusion
+    if confusion is not None:
+        result = corrected(result, list(names.types), cells.fields, confusion, rules.taxonomy)
     tables: dict[TableName, pa.Table] = {
         "cells": cells_table(slide_id, cells.fields, cells.boxes, cells.scores, names),
         "differentials": differentials_table(slide_id, result),
@@ -72,8 +83,8 @@ def tally(evidence: Evidence, rules: Rules, occasion: Occasion) -> Tally:
         "detections": detections_table(slide_id, found, evidence.origin),
     }
     row = _row(replace(evidence, fields=fields), rules, result, occasion)
-    is_strange = ("unfamiliar",) * ((unfamiliarity or 0) > 1)
-    return Tally(replace(row, unfamiliarity=unfamiliarity, flags=(*row.flags, *is_strange)), tables)
+    flags = (*row.flags, "unfamiliar") if is_strange else row.flags
+    return Tally(replace(row, unfamiliarity=unfamiliarity, flags=flags), tables)
 
 
 def unfamiliarity_of(cells: SlideDetections, kinds: Kinds | None) -> float | None:
@@ -92,8 +103,7 @@ def _names(cells: SlideDetections, kinds: Kinds | None, taxonomy: Taxonomy, *, i
     names = CellNames.of_types(np.array([taxonomy.resolve(name) for name in cells.classes], object))
     white = np.flatnonzero(np.array([name == GENERIC for name in cells.classes], bool))
     if kinds is not None and len(white):
-        stricter = kinds.stranger_threshold if is_strange else None
-        threshold = kinds.threshold if stricter is None else stricter
+        threshold = kinds.threshold_of(is_strange=is_strange)
         told = name_cells(cells.probabilities[white], kinds.names, taxonomy, threshold)
         names.types[white], names.scores[white] = told.types, told.scores
         names.second_types[white], names.second_scores[white] = told.second_types, told.second_scores

@@ -45,7 +45,7 @@ class Models:
             return None
         card, known = self.classifier.card, KnownLooks.from_arrays(self.classifier.beside)
         limit = None if known is None else known.limit
-        return Kinds(card.classes, card.threshold, card.stranger_threshold, limit)
+        return Kinds(card.classes, card.threshold, card.reference_sha256, card.stranger_threshold, limit)
 
     @property
     def precision(self) -> Precision:

@@ -9,6 +9,8 @@ from wbc.configs import checked
 
 # What changes no output.
 DESCRIPTION = ("name", "version", "dataset", "metrics", "code_revision", "credits", "parents", "taught")
+# Entries that came later, and their values where a model does without.
+LATER = {"reference_sha256": "", "stranger_threshold": None, "even_light": False}
 Task = Literal["detector", "classifier"]
 
 
@@ -45,6 +47,7 @@ class ModelCard:
     not. `threshold` is the probability below which a classifier's cell is unidentified;
     `stranger_threshold` takes its place on slides that look like none the classifier has learnt from.
     `parents` are the models that this one was made from, and `taught` is how.
+    `reference_sha256` is of the file of reference cells beside the weights, "" where there is none.
     """
 
     name: str
@@ -61,6 +64,7 @@ class ModelCard:
     threshold: float = 0.0
     stranger_threshold: float | None = None
     even_light: bool = False
+    reference_sha256: str = ""
     dataset: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     code_revision: str = ""
@@ -78,9 +82,11 @@ class ModelCard:
     def digest(self) -> str:
         """64 hexadecimal digits of all that can change what the model says: its weights, and how it must be run.
 
-        Whatever is not known to be mere description counts, so that a new entry of the card does too.
+        Whatever is not known to be mere description counts, so that a new entry of the card does too. A model that does
+        without a later entry has the digest that it had before there was one.
         """
         facts = {key: value for key, value in asdict(self).items() if key not in DESCRIPTION}
+        facts = {key: value for key, value in facts.items() if key not in LATER or value != LATER[key]}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:

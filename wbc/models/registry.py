@@ -41,6 +41,7 @@ __all__ = [
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
 BESIDE = "beside."  # begins the names of arrays that are stored with a module's weights and are none of them
+REFERENCE_CELLS = "reference_cells.safetensors"
 BUNDLED = Path(__file__).parent / "weights"
 
 
@@ -90,7 +91,7 @@ def _from_mlflow(reference: str) -> Path:
 
 
 def read_card(reference: str) -> ModelCard:
-    """A model's card, its weights' digest checked. Raises ModelError naming file and reason."""
+    """A model's card, the digests of its files checked. Raises ModelError naming file and reason."""
     folder = locate(reference)
     try:
         values = json.loads((folder / CARD).read_text())
@@ -100,13 +101,20 @@ def read_card(reference: str) -> ModelCard:
         card = ModelCard.from_json(values, str(folder / CARD))
     except ValueError as error:
         raise ModelError(str(error)) from error
-    if not (folder / WEIGHTS).is_file():
-        raise ModelError(f"{folder / WEIGHTS} does not exist")
-    stat = (folder / WEIGHTS).stat()
-    digest = _digest(str(folder / WEIGHTS), stat.st_size, stat.st_mtime_ns)
-    if digest != card.sha256:
-        raise ModelError(f"{folder / WEIGHTS}: sha256 is {digest[:12]}…, its card says {card.sha256[:12]}…")
+    _check_file(folder / WEIGHTS, card.sha256)
+    if card.reference_sha256:
+        _check_file(folder / REFERENCE_CELLS, card.reference_sha256)
     return card
+
+
+def _check_file(path: Path, sha256: str) -> None:
+    """Raises ModelError unless the file is the one that its model's card names."""
+    if not path.is_file():
+        raise ModelError(f"{path} does not exist")
+    stat = path.stat()
+    digest = _digest(str(path), stat.st_size, stat.st_mtime_ns)
+    if digest != sha256:
+        raise ModelError(f"{path}: sha256 is {digest[:12]}…, its card says {sha256[:12]}…")
 
 
 @lru_cache(maxsize=16)
@@ -197,8 +205,9 @@ def save(
 ) -> ModelCard:
     """Write a model as fp16 safetensors with its card, whose sha256 is filled in; returns that card.
 
-    Arrays `beside` the module's weights go into the same file, and are what `LoadedModel.beside` holds. Raises
-    ValueError where a weight is not finite as fp16.
+    Arrays `beside` the module's weights go into the same file, and are what `LoadedModel.beside` holds. Reference cells
+    are of other weights: `keep_reference_cells` adds those of these. Raises ValueError where a weight is not finite as
+    fp16.
     """
     import torch
     from safetensors.torch import save as serialize
@@ -211,8 +220,17 @@ def save(
             raise ValueError(f"{name} is not finite as fp16")
     state |= {f"{BESIDE}{name}": torch.from_numpy(array).half().contiguous() for name, array in beside.items()}
     weights = serialize(state)
-    card = replace(card, sha256=hashlib.sha256(weights).hexdigest())
-    text = json.dumps(card.to_json(), indent=2, ensure_ascii=False) + "\n"
-    with staged({UPath(folder / WEIGHTS): weights, UPath(folder / CARD): text.encode()}, durable=False):
+    card = replace(card, sha256=sha256_of(weights), reference_sha256="")
+    with staged({UPath(folder / WEIGHTS): weights, UPath(folder / CARD): card_content(card)}, durable=False):
         pass
     return card
+
+
+def card_content(card: ModelCard) -> bytes:
+    """The content of a card's file."""
+    return (json.dumps(card.to_json(), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def sha256_of(content: bytes) -> str:
+    """The SHA-256 of a file's content, hexadecimal."""
+    return hashlib.sha256(content).hexdigest()

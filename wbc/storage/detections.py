@@ -24,14 +24,20 @@ _ORIGIN = b"wbc"
 class Kinds:
     """A classifier's classes, and the probability below which it is not sure of a cell.
 
+    `reference_sha256` is of its reference cells, "" where it has none; OUT keeps them (`Layout.reference_cells`).
     A slide whose cells look farther than `limit` from those that it has learnt from is a stranger's: there it is sure
     from `stranger_threshold` on. None where the classifier does not know what is strange.
     """
 
     names: tuple[str, ...]
     threshold: float
+    reference_sha256: str = ""
     stranger_threshold: float | None = None
     limit: float | None = None
+
+    def threshold_of(self, *, is_strange: bool) -> float:
+        """The probability below which it is not sure of a cell of a stranger's slide, or of another."""
+        return self.stranger_threshold if is_strange and self.stranger_threshold is not None else self.threshold
 
 
 @dataclass(frozen=True, slots=True)

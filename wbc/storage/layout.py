@@ -6,7 +6,8 @@ OUT/detections, fields              what they are made from: all that the models
 OUT/history/<count_id>/…            the tables of a count that another has replaced
 OUT/annotated/<slide_id>/           drawings of the fields
 OUT/pixels/<slide_id>.zarr          pixels that were to be kept
-OUT/.wbc/                           what the program keeps for itself: stamps of fields, pixels of a run, who writes
+OUT/.wbc/                           what the program keeps for itself: stamps of fields, pixels of a run, who writes,
+                                    reference cells of classifiers
 ```
 """
 
@@ -71,6 +72,10 @@ class Layout:
         """The Zarr group of a slide's pixels while a run counts it; of those to be kept, where there is no `run_id`."""
         folder = self.out / "pixels" if run_id is None else self.out / _STATE / "pixels" / run_id
         return folder / f"{_checked(slide_id)}.zarr"
+
+    def reference_cells(self, sha256: str) -> UPath:
+        """The copy of a classifier's reference cells: a recount needs them, and no model."""
+        return self.out / _STATE / "reference_cells" / f"{sha256}.safetensors"
 
     def lease(self) -> UPath:
         """Where the one run that writes to OUT says that it does."""

@@ -65,7 +65,7 @@ _DIFFERENTIALS = [
     *((name, pa.string()) for name in ("slide_id", "cell_type", "lineage")),
     ("count", pa.int64()),
     ("in_differential", pa.bool_()),
-    *((name, pa.float64()) for name in ("percent", "ci_low", "ci_high")),
+    *((name, pa.float64()) for name in ("percent", "ci_low", "ci_high", "percent_corrected", "low", "high")),
 ]
 _DETECTIONS = [
     *((name, pa.string()) for name in ("slide_id", "field")),

@@ -128,3 +128,19 @@ FAILED = (FailedField("f1.jpg", "is empty"),)
 )
 def test_failures_name_slide_field_and_reason(outcome: SlideOutcome, expected: list[str]) -> None:
     assert failures(outcome) == expected
+
+
+def test_corrected_percentages_stand_beside_the_plain_ones(commit: Commit) -> None:
+    out = commit("s", {"segmented_neutrophil": 60, "lymphocyte": 35, "unidentified": 5, "rbc": 9})
+    report = read_report(out, "s")
+    assert "misnaming undone" not in "\n".join(printed(report_table(report)))
+    rows = {row.cell_type: row for row in report.cell_types}
+    rows["lymphocyte"] = replace(rows["lymphocyte"], percent_corrected=38.25, low=21.4, high=51.8)
+    lines = printed(report_table(replace(report, cell_types=tuple(rows.values()))))
+    ends = {re.split(r"\s{2,}", line.strip())[0]: line.rstrip() for line in lines}
+    assert "misnaming undone" in "\n".join(lines)
+    assert ends["lymphocyte"].endswith("38.2 (21 – 52)")
+    assert ends["monocyte"].endswith("not measured")
+    assert not ends["segmented neutrophil"].endswith("not measured")
+    assert not ends["unidentified"].endswith("not measured")
+    assert all(len(line) <= 80 for line in lines)

@@ -1,0 +1,105 @@
+"""A slide's differential, corrected by how cells of known type were named: percentages whose limits hold misnaming."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wbc.taxonomy import UNIDENTIFIED, Taxonomy
+from wbc.types import Differential, DifferentialRow
+from wbc.unfolding import Confusion, Shares, unfold
+
+
+def confusion_of(
+    named: Sequence[str],
+    true: Sequence[str],
+    laboratories: Sequence[str],
+    own: str | None,
+    taxonomy: Taxonomy,
+) -> Confusion | None:
+    """How cells of known type (N,) were named by a taxonomy, by laboratory; `own` is the one that counts.
+
+    Kinds are the roots of the taxonomy's tree: labels may be as coarse as these. Cells of a type that it does not know
+    are left out. None where no kind is measured.
+    """
+    kinds = tuple(dict.fromkeys(_root(t.name, taxonomy) for t in taxonomy.cell_types if t.nucleated))
+    kinds = tuple(kind for kind in kinds if kind != UNIDENTIFIED)
+    known = [i for i, name in enumerate(true) if taxonomy.knows(name) and _root(name, taxonomy) in kinds]
+    used = {_root(true[i], taxonomy) for i in known} | {_root(name, taxonomy) for name in named}
+    kinds = tuple(kind for kind in kinds if kind in used)
+    column = {kind: i for i, kind in enumerate((*kinds, UNIDENTIFIED))}
+    places = sorted({laboratories[i] for i in known})
+    counts = np.zeros((len(places), len(kinds), len(kinds) + 1), np.int64)
+    for i in known:
+        place = places.index(laboratories[i])
+        counts[place, column[_root(true[i], taxonomy)], column[_root(named[i], taxonomy)]] += 1
+    others = [i for i, place in enumerate(places) if place != own]
+    confusion = Confusion(kinds, counts[others], counts[places.index(own)] if own in places else None)
+    return confusion if confusion.measured.any() else None
+
+
+def corrected(
+    differential: Differential,
+    cell_types: Sequence[str],
+    fields: Sequence[Hashable],
+    confusion: Confusion,
+    taxonomy: Taxonomy,
+) -> Differential:
+    """A differential with `percent_corrected`, `low` and `high` of the kinds that the confusion has measured.
+
+    `cell_types` and `fields` (N,) are of the cells that it was made of. Percentages are of the same cells as `percent`,
+    `unidentified` ones as what they are likely to be; they sum to 100 over the kinds where all are measured. All other
+    rows have None. A flag `corrected_crosses:TYPE:PERCENT` says that the corrected and the plain percentage lie on two
+    sides of a decision threshold.
+    """
+    names = (*confusion.kinds, UNIDENTIFIED)
+    counted = np.array([taxonomy.cell_type(kind).in_differential for kind in confusion.kinds], bool)
+    shares = None
+    if differential.n_differential:
+        shares = unfold(_named(cell_types, fields, names, taxonomy), confusion, counted)
+    if shares is None:
+        return differential
+    told = {kind: i for i, kind in enumerate(confusion.kinds) if confusion.measured[i] and counted[i]}
+    rows = tuple(
+        _corrected_row(row, shares, told[row.cell_type]) if row.cell_type in told else row for row in differential.rows
+    )
+    return replace(differential, rows=rows, flags=(*differential.flags, *_crossings(rows, taxonomy)))
+
+
+def _named(
+    cell_types: Sequence[str], fields: Sequence[Hashable], names: Sequence[str], taxonomy: Taxonomy
+) -> NDArray[np.int64]:
+    """How many cells of each field have each of the names, int64 (fields, names); other cells are left out."""
+    column = {name: i for i, name in enumerate(names)}
+    root = {name: _root(name, taxonomy) for name in set(cell_types)}
+    line = {field: i for i, field in enumerate(dict.fromkeys(fields))}
+    cells = [
+        (line[field], column[root[name]])
+        for name, field in zip(cell_types, fields, strict=True)
+        if root[name] in column
+    ]
+    counts = np.zeros((len(line), len(names)), np.int64)
+    np.add.at(counts, tuple(np.array(cells, np.int64).reshape(-1, 2).T), 1)
+    return counts
+
+
+def _root(name: str, taxonomy: Taxonomy) -> str:
+    """The coarsest type that covers `name`."""
+    return (taxonomy.resolve(name), *taxonomy.ancestors(name))[-1]
+
+
+def _corrected_row(row: DifferentialRow, shares: Shares, kind: int) -> DifferentialRow:
+    low, mean, high = (100 * float(part[kind]) for part in (shares.low, shares.mean, shares.high))
+    return replace(row, percent_corrected=mean, low=low, high=high)
+
+
+def _crossings(rows: Sequence[DifferentialRow], taxonomy: Taxonomy) -> tuple[str, ...]:
+    """The flags of the thresholds between a plain percentage and its correction."""
+    by_type = {row.cell_type: row for row in rows}
+    flags = []
+    for threshold in taxonomy.thresholds:
+        plain, other = (getattr(by_type[threshold.cell_type], column) for column in ("percent", "percent_corrected"))
+        if plain is not None and other is not None and (plain < threshold.percent) != (other < threshold.percent):
+            flags.append(f"corrected_crosses:{threshold.cell_type}:{threshold.percent:g}")
+    return tuple(flags)
