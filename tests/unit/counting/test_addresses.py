@@ -55,7 +55,7 @@ def statuses(outcomes: dict[str, SlideOutcome]) -> dict[str, str]:
 def without_address(out: UPath, slide_id: str) -> None:
     """Leave a slide's row as a version wrote it that knew no addresses."""
     path = Layout(out).table("slides", slide_id)
-    pq.write_table(pq.read_table(path).drop_columns("source"), path)
+    pq.write_table(pq.read_table(path).drop_columns("source").replace_schema_metadata(), path)
 
 
 def test_a_row_tells_its_slides_address(count: Count, tmp_path: Path, results: UPath) -> None:
