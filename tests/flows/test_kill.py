@@ -13,12 +13,13 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
-from counted import read_tables
 from fixture_types import Order, RunFlow
 from jobs import temporaries
 from painted import make_slide
 from processes import survivors
 from upath import UPath
+
+from benchmarks.counted import read_tables
 
 pytestmark = [pytest.mark.dask, pytest.mark.timeout(600)]
 

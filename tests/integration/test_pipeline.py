@@ -15,12 +15,12 @@ import pandas as pd
 import pytest
 import torch
 import zarr
-from counted import read_tables
 from jobs import make_job
 from painted import make_slide
 from PIL import Image
 from upath import UPath
 
+from benchmarks.counted import read_tables
 from wbc.cells.scale import WHOLE_RED_CELL_UM
 from wbc.cells.tiles import TileSettings
 from wbc.counting import worker

@@ -13,7 +13,6 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from counted import read_tables
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jobs import make_job
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from typer.testing import Result
 from upath import UPath
 
+from benchmarks.counted import read_tables
 from wbc.counting import recount as recount_room
 from wbc.counting import worker
 from wbc.counting.recount import Change, recount_slides, recounted

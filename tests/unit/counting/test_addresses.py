@@ -8,12 +8,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from counted import read_tables
 from fixture_types import CommitSlide
 from jobs import make_job
 from painted import make_slide
 from upath import UPath
 
+from benchmarks.counted import read_tables
 from wbc.counting.addresses import settle_addresses
 from wbc.counting.slide import SlideOutcome, count_slide, is_counted, unchanged
 from wbc.storage.counts import change_source, read_slide_row, read_source
