@@ -43,11 +43,11 @@ def base_fields(data: Path | None, n: int, seed: int) -> list[NDArray[np.uint8]]
     return pieces
 
 
-def write_slide(folder: Path, fields: list[NDArray[np.uint8]], rng: Rng) -> tuple[Path, str]:
-    """A slide of two of these fields, each in some format, and the file and format of the first."""
+def write_slide(folder: Path, fields: list[NDArray[np.uint8]], rng: Rng, n: int = 2) -> tuple[Path, str]:
+    """A slide of `n` of these fields, each in some format; the file and the format of the first."""
     folder.mkdir(parents=True)
     written = []
-    for i, pixels in enumerate(rng.permutation(len(fields))[:2]):
+    for i, pixels in enumerate(rng.permutation(len(fields))[:n]):
         name = str(rng.choice(list(FORMATS)))
         suffix, options = FORMATS[name]
         picture = Image.fromarray(fields[pixels])

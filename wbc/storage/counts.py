@@ -91,6 +91,26 @@ def retire(out: UPath, slide_id: str) -> None:
         path.unlink(missing_ok=True)
 
 
+def restore(out: UPath, slide_id: str) -> None:
+    """Put back from the history what is broken of a slide's count, or is of another one: a commit was killed in step 3.
+
+    Does nothing where the row is broken too, or the history does not hold it all. For the run that holds OUT. Raises
+    OSError.
+    """
+    layout = Layout(out)
+    digests = _digests(layout.table("slides", slide_id))
+    if digests is None:
+        return
+    place, contents = layout.history(str(digests["count_id"])), {}
+    for name in _OTHERS:
+        if not _is_of(layout.table(name, slide_id), digests[_digest_column(name)]):
+            if not _is_of(place.table(name, slide_id), digests[_digest_column(name)]):
+                return
+            contents[layout.table(name, slide_id)] = place.table(name, slide_id).read_bytes()
+    with atomic.staged(contents, durable=True):
+        pass
+
+
 def _keep_superseded(layout: Layout, slide_id: str, count_id: str | None) -> None:
     """Copy to the history what is whole of a slide's count, unless `count_id`, the new one's, is its own too."""
     slides = layout.table("slides", slide_id)
@@ -116,11 +136,8 @@ def committed_count_id(out: UPath, slide_id: str) -> str | None:
     digests = _digests(layout.table("slides", slide_id))
     if digests is None:
         return None
-    for name in _OTHERS:
-        content = _content(layout.table(name, slide_id))
-        if content is None or _digest(content) != digests[_digest_column(name)]:
-            return None
-    return digests["count_id"]
+    is_whole = all(_is_of(layout.table(name, slide_id), digests[_digest_column(name)]) for name in _OTHERS)
+    return digests["count_id"] if is_whole else None
 
 
 def read_source(out: UPath, slide_id: str) -> str | None:
@@ -231,6 +248,12 @@ def _digests(slides: UPath) -> dict[str, str | None] | None:
         return None
     is_count = str(row.get("count_id") or "").isalnum()  # a slide that failed may have none
     return {name: row.get(name) for name in columns} if is_count else None
+
+
+def _is_of(path: UPath, digest: str | None) -> bool:
+    """Whether a file can be read and has this digest."""
+    content = _content(path)
+    return content is not None and _digest(content) == digest
 
 
 def _digest_column(name: TableName) -> str:
