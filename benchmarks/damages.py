@@ -114,9 +114,9 @@ ATTACKS: dict[str, tuple[Any, ...]] = {
 
 # Formats of fields in which a kind of damage may leave pixels that somebody might have photographed: those that store
 # pixels as they are, or in codes without a checksum. Everything else must be noticed.
-_NO_CHECKSUM = ("bmp", "tiff", "lzw tiff", "jpeg", "progressive jpeg", "grey jpeg", "jpeg tiff")
+_NO_CHECKSUM, _HUFFMAN = ("bmp", "tiff", "lzw tiff"), ("jpeg", "progressive jpeg", "grey jpeg", "jpeg tiff")
 MAY_PASS_UNSEEN: dict[str, tuple[str, ...]] = {
-    "one_bit": _NO_CHECKSUM,
-    "noise": _NO_CHECKSUM,
+    "one_bit": (*_NO_CHECKSUM, *_HUFFMAN),
+    "noise": (*_NO_CHECKSUM, *_HUFFMAN),
     "pages_swapped": _NO_CHECKSUM,
 }
