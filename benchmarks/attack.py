@@ -1,53 +1,41 @@
-"""Seeded damage to fields, slide folders and OUT: every run ends with the true count, a named failure or a flag.
+"""Seeded damage to fields, slide folders, trees of them and OUT: each run ends true, named, flagged, or is refused.
 
-A trial counts a slide of two fields, of which one was damaged, into an OUT of its own; or it damages a file of an OUT
-that holds a finished count, and counts again. What the tables say then is held against the count of the same slide
-undisturbed: true (the same cells of every field, or of every one that is not named as failed and of which nothing is
-counted), flagged, silent, or broken (an error that no table tells).
+A trial counts a slide of two fields. Then one of its fields or its folder is damaged, and it is counted into another
+OUT; or the tree of slides or a file of OUT is, and it is counted into the same OUT again. What a person gets to read
+then, tables and words, is held against the count of the slide undisturbed: true (the same cells of every field, or of
+every one that is not named as failed and of which nothing is counted), named, flagged, unseen (the damage is of a kind
+that the file's format cannot show), silent, or broken (an error that no table tells, and that is no refusal).
 """
 
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 from upath import UPath
 
 from benchmarks.common import Claim, Report, parser, show, stub_detector
-from benchmarks.damages import ATTACKS, TARGETS, Rng
-from wbc.counting.slide import Job, count_slide, is_counted
-from wbc.models import registry
-from wbc.storage.images import read_field
-from wbc.storage.slides import discover
-from wbc.synth.smear import SmearSettings, render_field
-from wbc.taxonomy import load_taxonomy
+from benchmarks.count_run import run_count
+from benchmarks.counted import Tables, read_tables
+from benchmarks.damages import ATTACKS, MAY_PASS_UNSEEN
+from benchmarks.small_slides import UM_PER_PX, base_fields, write_slide
+from benchmarks.trees import ACTS, Tree
+from wbc.counting.parameters import CountParameters
+from wbc.counting.recount import Change, recount_slides
+from wbc.storage.layout import Layout
 
-Counts = dict[str, Counter[str]]
-Verdict = Literal["true", "named", "flagged", "silent", "broken"]
+Cells = dict[tuple[str, str], Counter[str]]  # of a slide's field, by its id and its name without suffix: cells by type
+Verdict = Literal["true", "named", "flagged", "unseen", "silent", "broken"]
+VERDICTS: tuple[Verdict, ...] = ("true", "named", "flagged", "unseen", "silent", "broken")
+TARGETS = ("field", "folder", "tree", "OUT")
 
-HEIGHT, WIDTH, UM_PER_PX = 480, 640, 0.2
 DARK_LEVEL = 0.65  # red and white cells of real and of rendered fields are darker
-FLAGS_THAT_TELL = {"fields_failed", "duplicate_fields", "mixed_scale", "slide_failed"}
-FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    "jpeg": (".jpg", {"format": "JPEG", "quality": 92}),
-    "progressive jpeg": (".jpg", {"format": "JPEG", "quality": 92, "progressive": True}),
-    "grey jpeg": (".jpg", {"format": "JPEG", "quality": 92}),
-    "png": (".png", {"format": "PNG", "compress_level": 1}),
-    "bmp": (".bmp", {"format": "BMP"}),
-    "tiff": (".tif", {"format": "TIFF"}),
-    "lzw tiff": (".tif", {"format": "TIFF", "compression": "tiff_lzw"}),
-    "deflate tiff": (".tif", {"format": "TIFF", "compression": "tiff_adobe_deflate"}),
-    "jpeg tiff": (".tif", {"format": "TIFF", "compression": "jpeg", "quality": 92}),
-}
+FLAGS_THAT_TELL = {"duplicate_fields", "mixed_scale", "slide_failed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,54 +49,25 @@ class Trial:
     reason: str
 
 
-def base_fields(data: Path | None, n: int, seed: int) -> list[NDArray[np.uint8]]:
-    """`n` fields of 640×480 px: pieces of the real fields in `data`, else rendered ones."""
-    rng = np.random.default_rng(seed)
-    if data is None:
-        settings = SmearSettings(height_px=HEIGHT, width_px=WIDTH, um_per_px=UM_PER_PX)
-        return [render_field(settings, rng)[0] for _ in range(n)]
-    slides = [slide for slide in discover(UPath(data)) if slide.field_paths]
-    pieces = []
-    for _ in range(n):
-        slide = slides[int(rng.integers(len(slides)))]
-        pixels = read_field(slide.field_paths[int(rng.integers(len(slide.field_paths)))])
-        y, x = (int(rng.integers(0, max(1, size + 1))) for size in (pixels.shape[0] - HEIGHT, pixels.shape[1] - WIDTH))
-        pieces.append(np.ascontiguousarray(pixels[y : y + HEIGHT, x : x + WIDTH]))
-    return pieces
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A slide `s1` of two fields, counted undisturbed: what counts it, its tables, and the field to be damaged."""
+
+    parameters: CountParameters
+    truth: Tables
+    field: Path
+    format: str
+
+    @property
+    def out(self) -> Path:
+        """The OUT of the undisturbed count."""
+        return Path(self.parameters.out)
 
 
-def write_slide(folder: Path, fields: list[NDArray[np.uint8]], rng: Rng) -> tuple[Path, str]:
-    """A slide of two of these fields, each in some format, and the file and format of the first."""
-    folder.mkdir(parents=True)
-    written = []
-    for i in range(2):
-        name = str(rng.choice(list(FORMATS)))
-        suffix, options = FORMATS[name]
-        picture = Image.fromarray(fields[int(rng.integers(len(fields)))])
-        sink = BytesIO()
-        (picture.convert("L") if name.startswith("grey") else picture).save(sink, **options)
-        path = folder / f"field-{i}{suffix}"
-        path.write_bytes(sink.getvalue())
-        written.append((path, name))
-    return written[0]
-
-
-def count(slides: Path, job: Job) -> None:
-    """What a run does with each slide below `slides`, on one thread."""
-    with ThreadPoolExecutor(1) as executor:
-        for slide in discover(UPath(slides)):
-            scaled = replace(slide, um_per_px=UM_PER_PX)
-            if not is_counted(scaled, job):
-                count_slide(scaled, job, executor)
-
-
-def counts(out: UPath) -> tuple[Counts, set[str], set[str], str]:
-    """Of all slides in OUT: cells of each field by type, fields that failed, flags, and the failures' reasons."""
-    cells, slides = (pd.concat(pd.read_parquet(f.path) for f in (out / name).iterdir()) for name in ("cells", "slides"))
-    of_fields = {stem(str(field)): Counter(rows["cell_type"]) for field, rows in cells.groupby("field", observed=True)}
-    failures = [failure for row in slides["failed_fields"] for failure in row]
-    flags = {flag for row in slides["flags"] for flag in row}
-    return of_fields, {stem(f["field"]) for f in failures}, flags, "; ".join(f["reason"] for f in failures)
+def cells_of(tables: Tables) -> Cells:
+    """The cells of each field that has any."""
+    by_field = tables["cells"].groupby(["slide_id", "field"], observed=True)["cell_type"]
+    return {(str(slide), stem(str(field))): Counter(types) for (slide, field), types in by_field}
 
 
 def stem(name: str) -> str:
@@ -116,48 +75,80 @@ def stem(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-def judge(truth: Counts, out: UPath) -> tuple[Verdict, str]:
-    """What became of a slide whose cells are `truth`, by the tables in OUT."""
-    counted, failed, flags, reason = counts(out)
-    expected = {field: cells for field, cells in truth.items() if field not in failed}
-    if counted == expected:
-        return ("named", reason) if failed else ("true", "")
-    if flags & (FLAGS_THAT_TELL - {"fields_failed"}):
-        return "flagged", ", ".join(sorted(flags))
-    wrong = {field for field in counted.keys() | expected.keys() if counted.get(field) != expected.get(field)}
-    return "silent", "; ".join(f"{f}: {_n(counted.get(f))} cells, truly {_n(expected.get(f))}" for f in sorted(wrong))
+def differences(counted: Cells, expected: Cells) -> str:
+    """The fields whose cells are not those expected; "" where there is none."""
+    wrong = [field for field in counted.keys() | expected.keys() if counted.get(field) != expected.get(field)]
+    return "; ".join(f"{f[0]}/{f[1]}: {_n(counted.get(f))} cells, truly {_n(expected.get(f))}" for f in sorted(wrong))
 
 
 def _n(cells: Counter[str] | None) -> int:
     return cells.total() if cells else 0
 
 
-def run_trial(number: int, seed: int, fields: list[NDArray[np.uint8]], job: Job, scratch: Path) -> Trial:
-    """One trial, the same for the same number and seed."""
-    rng = np.random.default_rng([seed, number])
-    slides, out = scratch / "slides", UPath(scratch / "out")
-    field, written = write_slide(slides / "s1", fields, rng)
-    count(slides, replace(job, out=out))
-    truth = counts(out)[0]
-    target = TARGETS[number % 3]
-    attack: Any = ATTACKS[target][int(rng.integers(len(ATTACKS[target])))]
-    if target == "OUT":
-        files = sorted(path for path in Path(out.path).rglob("*") if path.is_file())
-        damaged = files[int(rng.integers(len(files)))]
-        written = str(damaged.relative_to(out.path).parent)
-        replace_content(damaged, attack(bytearray(damaged.read_bytes()), rng))
+def judge(truth: Cells, found: Tables) -> tuple[Verdict, str]:
+    """What became of slides whose cells are `truth`, by their tables; which folder a field lies in is left aside."""
+    failures = [failure for row in found["slides"]["failed_fields"] for failure in row]
+    failed = {stem(failure["field"]) for failure in failures}
+    counted = {("", field): cells for (_, field), cells in cells_of(found).items()}
+    expected = {("", field): cells for (_, field), cells in truth.items() if field not in failed}
+    if counted == expected:
+        return ("named", "; ".join(f["reason"] for f in failures)) if failed else ("true", "")
+    flags = {flag for row in found["slides"]["flags"] for flag in row}
+    if flags & FLAGS_THAT_TELL:
+        return "flagged", ", ".join(sorted(flags))
+    return "silent", differences(counted, expected)
+
+
+def damage_field(scene: Scene, attack: Any, rng: np.random.Generator) -> tuple[Verdict, str]:
+    """Damage to the bytes of a field, or to its folder; counted into another OUT."""
+    if attack in ATTACKS["field"]:
+        replace_content(scene.field, attack(bytearray(scene.field.read_bytes()), rng))
     else:
-        out = UPath(scratch / "again")
-        if target == "field":
-            replace_content(field, attack(bytearray(field.read_bytes()), rng))
-        else:
-            attack(field, rng)
+        attack(scene.field, rng)
+    again = replace(scene.parameters, out=str(scene.out.with_name("again")))
+    run_count(again)
+    verdict, reason = judge(cells_of(scene.truth), read_tables(UPath(again.out)))
+    if verdict == "silent" and scene.format in MAY_PASS_UNSEEN.get(attack.__name__, ()):
+        verdict = "unseen"
+    return verdict, reason
+
+
+def change_tree(scene: Scene, act: Any, rng: np.random.Generator) -> tuple[Verdict, str]:
+    """A change to the tree of slides; counted into the same OUT."""
+    tree: Tree = act(Path(scene.parameters.slides), bool(rng.integers(2)))
     try:
-        count(slides, replace(job, out=out))
-        verdict, reason = judge(truth, out)
-    except Exception as error:  # whatever it is, nobody is told of it in the tables
-        verdict, reason = "broken", f"{type(error).__name__}: {error}"
-    return Trial(number, f"{target}: {written}", attack.__name__.replace("_", " "), verdict, reason)
+        remarks = run_count(replace(scene.parameters, slides=str(tree.root))).remarks
+        words = "\n".join([*remarks.warnings(), *remarks.notes()])
+    except (ValueError, OSError) as error:  # the command's exit status 2, with this line
+        words = str(error)
+    truth = {field: cells for (_, field), cells in cells_of(scene.truth).items() if field not in tree.fields_gone}
+    found = {key: cells for key, cells in cells_of(read_tables(UPath(scene.out))).items() if key[0] in tree.slide_ids}
+    wrong = differences(found, {(own_id, field): cells for own_id in tree.slide_ids for field, cells in truth.items()})
+    unsaid = [word for word in tree.words if word not in words]
+    if wrong or unsaid:
+        return "silent", wrong or f"not said: {unsaid} in {words!r}"
+    return ("named", words) if tree.words else ("true", "")
+
+
+def damage_out(scene: Scene, attack: Any, rng: np.random.Generator) -> tuple[Verdict, str]:
+    """Damage to a file of OUT; recounted or not, then counted into it again. All tables must come out as they were."""
+    files = sorted(path for path in scene.out.rglob("*") if path.is_file() and path.stat().st_size)
+    damaged = files[int(rng.integers(len(files)))]
+    replace_content(damaged, attack(bytearray(damaged.read_bytes()), rng))
+    out, where = UPath(scene.out), str(damaged.relative_to(scene.out).parent)
+    if rng.integers(2):
+        outcomes = recount_slides(out, Layout(out).slide_ids(), Change())
+        if any(outcome.status == "counted" for outcome in outcomes) and (wrong := changed(scene.truth, out)):
+            return "silent", f"{where}: {wrong} differ after a recount"
+    run_count(scene.parameters)
+    wrong = changed(scene.truth, out)
+    return ("silent", f"{where}: {wrong} differ") if wrong else ("true", where)
+
+
+def changed(truth: Tables, out: UPath) -> str:
+    """The names of the tables in OUT that differ from the true ones."""
+    found = read_tables(out)
+    return ", ".join(name for name, table in truth.items() if not table.equals(found[name]))
 
 
 def replace_content(path: Path, content: bytes | None) -> None:
@@ -165,6 +156,19 @@ def replace_content(path: Path, content: bytes | None) -> None:
     path.unlink()
     if content is not None:
         path.write_bytes(content)
+
+
+MEANS: dict[str, Any] = {"field": damage_field, "folder": damage_field, "tree": change_tree, "OUT": damage_out}
+CHOICES: dict[str, tuple[Any, ...]] = ATTACKS | {"tree": ACTS}
+
+
+def set_scene(fields: list[NDArray[np.uint8]], detector: str, scratch: Path, rng: np.random.Generator) -> Scene:
+    """A slide of two of `fields`, and its count."""
+    field, written = write_slide(scratch / "slides" / "s1", fields, rng)
+    slides, out = str(scratch / "slides"), str(scratch / "out")
+    parameters = CountParameters(slides, out, detector, None, um_per_px=UM_PER_PX, device="cpu")
+    run_count(parameters)
+    return Scene(parameters, read_tables(UPath(out)), field, written)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +180,21 @@ class Attack:
     data: Path | None = None
     only: int | None = None
     detector: str | None = None
+    targets: tuple[str, ...] = TARGETS
+
+
+def run_trial(number: int, attack: Attack, fields: list[NDArray[np.uint8]], detector: str, scratch: Path) -> Trial:
+    """One trial, the same for the same number, seed and targets."""
+    rng = np.random.default_rng([attack.seed, number])
+    scene = set_scene(fields, detector, scratch, rng)
+    target = attack.targets[number % len(attack.targets)]
+    chosen: Any = CHOICES[target][int(rng.integers(len(CHOICES[target])))]
+    try:
+        verdict, reason = MEANS[target](scene, chosen, rng)
+    except Exception as error:  # whatever it is, nobody hears of it in the tables
+        verdict, reason = "broken", f"{type(error).__name__}: {error}"
+    what = f"{target}: {scene.format}" if target in ("field", "folder") else target
+    return Trial(number, what, chosen.__name__.replace("_", " "), verdict, reason)
 
 
 def trials(attack: Attack) -> Iterator[Trial]:
@@ -183,36 +202,35 @@ def trials(attack: Attack) -> Iterator[Trial]:
     with tempfile.TemporaryDirectory() as folder:
         fields = base_fields(attack.data, 12, attack.seed)
         stub = stub_detector(Path(folder) / "detector", DARK_LEVEL)
-        detector = stub if attack.detector is None else registry.resolve(attack.detector, "detector")[0]
-        job = Job(UPath(folder), detector, None, load_taxonomy("blood"), device="cpu")
+        detector = attack.detector or stub.reference
         for number in range(attack.trials) if attack.only is None else [attack.only]:
             scratch = Path(folder) / f"trial-{number}"
-            yield run_trial(number, attack.seed, fields, job, scratch)
+            yield run_trial(number, attack, fields, detector, scratch)
             shutil.rmtree(scratch)
 
 
 def measure(attack: Attack) -> Report:
     """How the trials ended, by what was attacked and how, and each that ended in silence or with an error."""
     done = list(trials(attack))
-    verdicts: tuple[Verdict, ...] = ("true", "named", "flagged", "silent", "broken")
     ends = Counter((t.target, t.attack, t.verdict) for t in done)
     rows = [
-        {"target": target, "attack": attack, **{verdict: ends[target, attack, verdict] for verdict in verdicts}}
-        for target, attack in sorted({(t.target, t.attack) for t in done})
+        {"target": target, "attack": name, **{verdict: ends[target, name, verdict] for verdict in VERDICTS}}
+        for target, name in sorted({(t.target, t.attack) for t in done})
     ]
     bad = [
         {"trial": t.number, "target": t.target, "attack": t.attack, "end": t.verdict, "what": t.reason[:150]}
         for t in done
-        if t.verdict in ("silent", "broken")
+        if t.verdict in ("unseen", "silent", "broken")
     ]
     totals = Counter(t.verdict for t in done)
     claims = [
         Claim("trials", len(done)),
         *(Claim(f"ended {verdict}", totals[verdict]) for verdict in ("true", "named", "flagged")),
+        Claim("differ unseen, as the format cannot show", totals["unseen"]),
         Claim("differ in silence", totals["silent"], at_most=0),
         Claim("end with an error", totals["broken"], at_most=0),
     ]
-    return Report("Attack", claims, {"Ends": rows, "In silence, or with an error": bad})
+    return Report("Attack", claims, {"Ends": rows, "Unseen, in silence, or with an error": bad})
 
 
 def main() -> None:
@@ -222,10 +240,11 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=1)
     arguments.add_argument("--data", type=Path, help="a folder of real slides; rendered fields without one")
     arguments.add_argument("--only", type=int, help="run the trial of this number alone")
+    arguments.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS, help="what is attacked: all")
     arguments.add_argument("--detector", help="a model in place of the stub, as bundled:detector")
     options = vars(arguments.parse_args())
-    as_json = options.pop("json")
-    show(measure(Attack(**options)), as_json=as_json)
+    as_json, targets = options.pop("json"), tuple(options.pop("targets"))
+    show(measure(Attack(**options, targets=targets)), as_json=as_json)
 
 
 if __name__ == "__main__":

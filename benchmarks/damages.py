@@ -111,3 +111,12 @@ ATTACKS: dict[str, tuple[Any, ...]] = {
     "folder": (wrong_suffix, copied, linked, saved_as_bmp, no_picture, two_pages, a_folder, leads_nowhere),
     "OUT": (lost, hole, cut_and_filled, cut_off, one_bit, noise),
 }
+
+# Formats of fields in which a kind of damage may leave pixels that somebody might have photographed: those that store
+# pixels as they are, or in codes without a checksum. Everything else must be noticed.
+_NO_CHECKSUM, _HUFFMAN = ("bmp", "tiff", "lzw tiff"), ("jpeg", "progressive jpeg", "grey jpeg", "jpeg tiff")
+MAY_PASS_UNSEEN: dict[str, tuple[str, ...]] = {
+    "one_bit": (*_NO_CHECKSUM, *_HUFFMAN),
+    "noise": (*_NO_CHECKSUM, *_HUFFMAN),
+    "pages_swapped": _NO_CHECKSUM,
+}

@@ -1,39 +1,14 @@
-"""What a count left in OUT, to be compared with another; tables of a count that no model made."""
+"""Tables of a count that no model made."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from io import BytesIO
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-from upath import UPath
 
 from wbc.storage.detections import FieldRow, Kinds, Origin, SlideDetections, detections_table, fields_table
 from wbc.storage.layout import TableName
 from wbc.types import CellNames
-
-# When a count was made, by which run and how long it took; the file of fields tells the time of each.
-OF_THE_RUN = ("counted_at", "run_id", "seconds", "fields_digest")
-
-SORTED_BY = {
-    "cells": ["cell_id"],
-    "differentials": ["cell_type"],
-    "fields": ["field"],
-    "detections": ["detection_id"],
-    "slides": [],
-}
-
-
-def read_tables(out: UPath) -> dict[str, pd.DataFrame]:
-    """A count's tables, sorted, without what differs from run to run: when it was made and how long it took."""
-    tables = {}
-    for name, keys in SORTED_BY.items():
-        files = sorted((out / name).glob("*.parquet"), key=lambda path: path.name)
-        parts = [pd.read_parquet(BytesIO(file.read_bytes())) for file in files]
-        table = pd.concat(parts).drop(columns=[*OF_THE_RUN], errors="ignore")
-        tables[name] = table.sort_values(["slide_id", *keys]).reset_index(drop=True)
-    return tables
 
 
 def called(types: Sequence[str], scores: Sequence[float]) -> CellNames:

@@ -25,12 +25,6 @@ class RunFlow(Protocol):
     def __call__(self, slides: UPath, out: UPath, **changes: Any) -> "CountReport": ...
 
 
-class Order(Protocol):
-    """Runs that flow in another process; what became of it, and its seconds."""
-
-    def __call__(self, **values: Any) -> tuple[str, float]: ...
-
-
 class CommitSlide(Protocol):
     """Leaves a slide's tables in `out` as a count of ten fields does: the types of its cells, and how sure of each."""
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from counted import read_tables
 from upath import UPath
 
+from benchmarks.counted import read_tables
 from wbc.counting.slide import Job, WorkSettings, count_slide
 from wbc.models import builders, registry
 from wbc.models.cards import ModelCard

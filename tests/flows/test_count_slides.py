@@ -12,7 +12,6 @@ import dask
 import numpy as np
 import pandas as pd
 import pytest
-from counted import read_tables
 from distributed import Client, LocalCluster
 from fixture_types import CommitSlide, RunFlow
 from jobs import counted_on_threads, temporaries
@@ -21,6 +20,7 @@ from PIL import Image
 from prefect.exceptions import ParameterTypeError
 from upath import UPath
 
+from benchmarks.counted import read_tables
 from flows import count_slides as flow_module
 from flows import stages
 from flows.count_slides import CountReport, NothingCounted, listening

@@ -13,12 +13,14 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
-from counted import read_tables
-from fixture_types import Order, RunFlow
+from fixture_types import RunFlow
 from jobs import temporaries
 from painted import make_slide
 from processes import survivors
 from upath import UPath
+
+from benchmarks.counted import read_tables
+from benchmarks.forked_runs import Order, ordered_runs
 
 pytestmark = [pytest.mark.dask, pytest.mark.timeout(600)]
 
@@ -37,23 +39,8 @@ def environment(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="module")
 def order(environment: dict[str, str]) -> Iterator[Order]:
     """Runs the flow in a process of its own, to its end or to its violent death; what became of it, and its seconds."""
-    command = [sys.executable, str(Path(__file__).with_name("forked_runs.py"))]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT, env=environment, start_new_session=True
-    ) as process:
-        assert process.stdin
-        assert process.stdout
-        to, back = process.stdin, process.stdout
-
-        def run(**values: Any) -> tuple[str, float]:
-            to.write(json.dumps(values) + "\n")
-            to.flush()
-            word, seconds = back.readline().split()
-            return word, float(seconds)
-
+    with ordered_runs(environment) as run:
         yield run
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")

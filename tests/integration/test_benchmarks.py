@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import attack, common, limits, memory, merge, overhead, start_up
+from benchmarks import attack, common, limits, memory, merge, overhead, readers, rivals, start_up
 from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
 from wbc.models.reference_cells import ReferenceCells, keep_reference_cells
@@ -87,11 +87,11 @@ def test_a_report_says_which_bars_are_met(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_attack_tells_how_each_trial_ended(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    report = figures(capsys, monkeypatch, attack, "--trials", "12")
+    report = figures(capsys, monkeypatch, attack, "--trials", "16")
     trials, *ends = (claim["value"] for claim in report["claims"])
-    assert trials == sum(ends) == 12
+    assert trials == sum(ends) == 16
     rows = report["tables"]["Ends"]
-    assert {row["target"].partition(":")[0] for row in rows} == {"field", "folder", "OUT"}
+    assert {row["target"].partition(":")[0] for row in rows} == {"field", "folder", "tree", "OUT"}
     assert all(row["true"] + row["named"] > 0 for row in rows if row["attack"] in ("no picture", "two pages", "lost"))
 
 
@@ -102,7 +102,8 @@ def test_attack_sees_what_differs_in_silence(monkeypatch: pytest.MonkeyPatch) ->
             Image.new("RGB", picture.size, "white").save(sink, "PNG")
         return sink.getvalue()
 
-    monkeypatch.setattr(attack, "ATTACKS", attack.ATTACKS | {"field": (erased,)})
+    monkeypatch.setitem(attack.ATTACKS, "field", (erased,))
+    monkeypatch.setitem(attack.CHOICES, "field", (erased,))
     (trial,) = attack.trials(attack.Attack(only=0))
     assert (trial.verdict, trial.attack) == ("silent", "erased")
     assert "0 cells, truly" in trial.reason
@@ -127,3 +128,21 @@ def test_limits_are_held_against_laboratories_left_out(
     assert rows["lymphocyte"]["plain"] < 0.5 < rows["lymphocyte"]["corrected"]
     assert rows["lymphocyte"]["corrected width"] > rows["lymphocyte"]["plain width"]
     assert len(report["tables"]["Each laboratory left out"]) == 12
+
+
+def test_rivals_on_one_out_leave_the_count_of_one_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = figures(capsys, monkeypatch, rivals, "--trials", "3")
+    values = {claim["what"]: claim["value"] for claim in report["claims"]}
+    assert values["trials"] == 3
+    assert values["counts that differ from the undisturbed one"] == 0
+    assert values["runs that ended otherwise than they may"] == 0
+
+
+def test_readers_beside_a_recount_read_whole_counts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = figures(capsys, monkeypatch, readers, "--reads", "20")
+    assert report["tables"]["Ends"] == [{"end": "whole", "reads": 20}]
+    assert report["claims"][1]["value"] > 0

@@ -11,11 +11,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from counted import read_tables
 from jobs import make_job
 from painted import make_slide
 from upath import UPath
 
+from benchmarks.counted import read_tables
 from wbc.counting.slide import Job, count_ingested, count_slide, ingest_slide, is_counted
 from wbc.models import builders, registry
 from wbc.models.cards import ModelCard

@@ -94,7 +94,7 @@ def test_what_is_passed_over_is_counted_and_named(count: Wbc, slides: Path, tmp_
     done = count(slides, tmp_path / "out")
     assert done.exit_code == 0
     *_, results, hidden, other, _, pictures = done.stderr.splitlines()
-    assert results == "passed over: 1 folder with results of a count: s2/"
+    assert results == "passed over: 2 folders with results of counts: s2/.wbc/, s2/cells/"
     assert hidden == "passed over: 1 hidden file or folder: .DS_Store"
     assert other == "passed over: 1 file that is no picture by its name: s1/notes.txt"
     kinds = "5 pictures of kinds that are not read"
@@ -102,7 +102,7 @@ def test_what_is_passed_over_is_counted_and_named(count: Wbc, slides: Path, tmp_
     assert pd.read_parquet(tmp_path / "out" / "slides")["n_fields"].tolist() == [2, 1]
     told = json.loads(count(slides, tmp_path / "out", "--json").stdout)["passed_over"]
     assert {"path": "s1/f4.webp", "kind": "unread_picture", "why": ""} in told
-    assert len(told) == 8
+    assert len(told) == 9
 
 
 def test_pictures_that_two_slides_count_are_told(count: Wbc, slides: Path, tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ import pandas as pd
 import pytest
 import torch
 import zarr
-from counted import read_tables
 from jobs import make_job
 from painted import make_slide
 from PIL import Image
 from upath import UPath
 
+from benchmarks.counted import read_tables
 from wbc.cells.scale import WHOLE_RED_CELL_UM
 from wbc.cells.tiles import TileSettings
 from wbc.counting import worker
@@ -383,16 +383,8 @@ def white(dark_card: ModelCard, tmp_path_factory: pytest.TempPathFactory) -> Mod
     return registry.resolve(str(folder), "detector")[0]
 
 
-@pytest.mark.parametrize(("threshold", "kind"), [(0.0, "lymphocyte"), (0.99, "unidentified")])
-def test_white_cells_are_named_or_left_unidentified(
-    painted_slide: UPath,
-    out: UPath,
-    tmp_path: Path,
-    threads: Executor,
-    white: ModelRef,
-    threshold: float,
-    kind: str,
-) -> None:
+def always_four_to_one(folder: Path, threshold: float, logit: float = 1.386) -> ModelRef:
+    """A classifier that says, of whatever it sees, lymphocyte rather than monocyte."""
     card = ModelCard(
         name="kinds",
         version="1",
@@ -408,11 +400,24 @@ def test_white_cells_are_named_or_left_unidentified(
         threshold=threshold,
     )
     module = builders.build(card)
-    with torch.no_grad():  # whatever it sees: four to one for the second
+    with torch.no_grad():
         module.get_parameter("classifier.weight").zero_()
-        module.get_parameter("classifier.bias").copy_(torch.tensor([0.0, 1.386]))
-    registry.save(tmp_path / "kinds", module, card)
-    classifier = registry.resolve(str(tmp_path / "kinds"), "classifier")[0]
+        module.get_parameter("classifier.bias").copy_(torch.tensor([0.0, logit]))
+    registry.save(folder, module, card)
+    return registry.resolve(str(folder), "classifier")[0]
+
+
+@pytest.mark.parametrize(("threshold", "kind"), [(0.0, "lymphocyte"), (0.99, "unidentified")])
+def test_white_cells_are_named_or_left_unidentified(
+    painted_slide: UPath,
+    out: UPath,
+    tmp_path: Path,
+    threads: Executor,
+    white: ModelRef,
+    threshold: float,
+    kind: str,
+) -> None:
+    classifier = always_four_to_one(tmp_path / "kinds", threshold)
     count_slide(only(painted_slide), make_job(out, detector=white, classifier=classifier), threads)
     read = read_tables(out)
     assert set(read["cells"]["cell_type"]) == {kind}
@@ -421,6 +426,18 @@ def test_white_cells_are_named_or_left_unidentified(
     assert (counts["count"][kind], counts["percent"][kind]) == (18, 100)
     assert row(out)["n_differential"] == 18
     assert row(out)["n_unidentified"] == (18 if kind == "unidentified" else 0)
+
+
+def test_a_field_whose_probabilities_are_no_numbers_fails_by_name(
+    painted_slide: UPath, out: UPath, tmp_path: Path, threads: Executor, white: ModelRef
+) -> None:
+    classifier = always_four_to_one(tmp_path / "kinds", 0.0, float("nan"))
+    outcome = count_slide(only(painted_slide), make_job(out, detector=white, classifier=classifier), threads)
+    assert outcome.status == "failed"
+    reasons = {failed["field"]: failed["reason"] for failed in row(out)["failed_fields"]}
+    assert reasons["f000.png"] == "5 of 5 cells have probabilities that are not numbers (kinds)"
+    assert {*reasons} == {"f000.png", "f001.png", "f002.png"}
+    assert row(out)["n_cells"] == 0
 
 
 def test_without_a_classifier_white_cells_are_unidentified(

@@ -20,6 +20,7 @@ from wbc.datasets.coco import read_coco
 from wbc.datasets.labels import LabelledPicture
 from wbc.models import registry
 from wbc.storage.counts import read_slide_row, read_table
+from wbc.storage.images import read_field
 from wbc.storage.slides import discover
 from wbc.taxonomy import GENERIC, load_taxonomy
 
@@ -89,6 +90,14 @@ def test_white_cells_are_found_named_and_counted(
     percent = 100 * pd.Series(sure) / sure.total()
     outside = [kind for kind, p in percent.items() if not rows["ci_low"][kind] <= p <= rows["ci_high"][kind]]
     assert not outside, f"true {percent.round(1).to_dict()}, counted {rows['percent'].round(1).dropna().to_dict()}"
+
+
+@pytest.mark.parametrize("folder", ["slides", "slides_pbc", "slides_no_white"])
+def test_no_real_field_is_taken_for_a_damaged_one(real_data: Path, folder: str) -> None:
+    fields = [path for slide in discover(UPath(real_data / folder)) for path in slide.field_paths]
+    assert len(fields) > 10
+    for path in fields:
+        assert read_field(path).ndim == 3
 
 
 def test_no_white_cell_is_seen_where_there_is_none(real_data: Path, job: Job, threads: Executor) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from counted import read_tables
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jobs import make_job
@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from typer.testing import Result
 from upath import UPath
 
+from benchmarks.counted import read_tables
 from wbc.counting import recount as recount_room
 from wbc.counting import worker
 from wbc.counting.recount import Change, recount_slides, recounted
 from wbc.counting.slide import CountSettings, Job, count_slide, is_counted, record_failure
 from wbc.models.cards import ModelCard
 from wbc.models.registry import LoadedModel, ModelRef
+from wbc.storage import atomic
 from wbc.storage.counts import committed_count_id, read_evidence, read_slide_row
 from wbc.storage.layout import TABLES, Layout
 from wbc.storage.lock import OutInUse, holding
@@ -329,6 +331,32 @@ def test_a_broken_count_is_not_recounted_and_stops_no_other(
     assert "not recounted: " in broken.reason
     assert (whole.status, whole.reason) == ("counted", "")
     assert recounted(slide, asked(job, job.out, 0.4, "blood")) is None
+
+
+@pytest.mark.parametrize("n_written", [2, 6, 8, 9])  # files: five go into the history, then five of the new count
+def test_a_recount_that_was_killed_is_done_again_from_its_detections_alone(
+    slide: Slide, job: Job, threads: Executor, tmp_path: Path, n_written: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A torn count is no dead end: its slides may not be at hand."""
+    monkeypatch.setattr("wbc.storage.counts.PATIENCE_SECONDS", 0.0)
+    count_slide(slide, job, threads)
+    shutil.copytree(job.out.path, tmp_path / "undisturbed")
+    recount_slides(UPath(tmp_path / "undisturbed"), ["s1"], Change(min_score=0.3))
+    publish, n_left = atomic.publish, iter(range(n_written, -1, -1))
+
+    def killed(temporary: UPath, path: UPath) -> None:
+        if path.suffix == ".parquet" and not next(n_left):
+            raise KeyboardInterrupt
+        publish(temporary, path)
+
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(atomic, "publish", killed)
+        recount_slides(job.out, ["s1"], Change(min_score=0.3))
+    (outcome,) = recount_slides(job.out, ["s1"], Change(min_score=0.3))
+    assert outcome.reason == ""
+    assert_equal(job.out, UPath(tmp_path / "undisturbed"))
+    (history,) = (job.out / "history").iterdir()
+    assert_equal(history, UPath(tmp_path / "undisturbed" / "history" / history.name))
 
 
 def test_a_slide_that_was_not_counted_is_not_recounted(slide: Slide, job: Job) -> None:

@@ -11,7 +11,7 @@ from wbc.counting.handover import SlideOutcome, outcome_of
 from wbc.counting.job import COUNTING_VERSION, Job, are_detections_of, new_run_id, taxonomy_digest
 from wbc.counting.record import occasion_of, rules_of, with_confusions
 from wbc.counting.tally import Rules, Tally, tally
-from wbc.storage.counts import commit, committed_count_id, read_evidence, read_slide_row
+from wbc.storage.counts import commit, committed_count_id, read_evidence, read_slide_row, restore
 from wbc.storage.detections import Evidence
 from wbc.storage.layout import Layout
 from wbc.storage.lock import holding
@@ -38,7 +38,8 @@ class Change:
 def recount_slides(out: UPath, slide_ids: Sequence[str], change: Change) -> list[SlideOutcome]:
     """Count slides of an OUT again, as its one writer; a slide for which that cannot be done keeps its count.
 
-    Its outcome then says why. Raises OutInUse where another run writes there, OSError where nothing can be written.
+    What a recount that was killed left torn is taken back from the history first. The outcome says why a slide could
+    not be recounted. Raises OutInUse where another run writes there, OSError where nothing can be written.
     """
     run_id, outcomes = new_run_id(), []
     with holding(out, run_id) as hold:
@@ -86,6 +87,7 @@ def _recount(out: UPath, slide_id: str, change: Change, run_id: str) -> SlideOut
         row = read_slide_row(out, slide_id)
     except ValueError as error:
         return SlideOutcome(slide_id, "failed", 0, 0, (), 0.0, str(error))
+    restore(out, slide_id)
     try:
         _, evidence = read_evidence(out, slide_id)
         _check_whole(out, evidence)

@@ -11,16 +11,21 @@ steps, each of which either happened or did not, however the run ends:
 3. The new files take the places of the old ones, `slides` last, each by one renaming: no file is ever missing. The row
    is the commit.
 
+The file of `slides` holds a digest of its own row, by which it is known for broken where other values are read than
+were written.
+
 A run that is killed before step 3 leaves the old count, one killed within it a torn count, whose old files are in the
 history already. A torn count does not stand: the next run counts the slide again and ends with the same files. Readers
 need no lock; in the moment between two renamings `read_count` reads again.
 """
 
 import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC
+from typing import cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,6 +38,7 @@ from wbc.storage.tables import SCHEMAS, DuplicateField, FailedField, Seconds, Sl
 
 PATIENCE_SECONDS, PAUSE_SECONDS = 1.0, 0.02
 _OTHERS = tuple(name for name in TABLES if name != "slides")
+_ROW_DIGEST = b"wbc_row_sha256"  # a key of the metadata in the file of `slides`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,6 +91,26 @@ def retire(out: UPath, slide_id: str) -> None:
         path.unlink(missing_ok=True)
 
 
+def restore(out: UPath, slide_id: str) -> None:
+    """Put back from the history what is broken of a slide's count, or is of another one: a commit was killed in step 3.
+
+    Does nothing where the row is broken too, or the history does not hold it all. For the run that holds OUT. Raises
+    OSError.
+    """
+    layout = Layout(out)
+    digests = _digests(layout.table("slides", slide_id))
+    if digests is None:
+        return
+    place, contents = layout.history(str(digests["count_id"])), {}
+    for name in _OTHERS:
+        if not _is_of(layout.table(name, slide_id), digests[_digest_column(name)]):
+            if not _is_of(place.table(name, slide_id), digests[_digest_column(name)]):
+                return
+            contents[layout.table(name, slide_id)] = place.table(name, slide_id).read_bytes()
+    with atomic.staged(contents, durable=True):
+        pass
+
+
 def _keep_superseded(layout: Layout, slide_id: str, count_id: str | None) -> None:
     """Copy to the history what is whole of a slide's count, unless `count_id`, the new one's, is its own too."""
     slides = layout.table("slides", slide_id)
@@ -110,11 +136,8 @@ def committed_count_id(out: UPath, slide_id: str) -> str | None:
     digests = _digests(layout.table("slides", slide_id))
     if digests is None:
         return None
-    for name in _OTHERS:
-        content = _content(layout.table(name, slide_id))
-        if content is None or _digest(content) != digests[_digest_column(name)]:
-            return None
-    return digests["count_id"]
+    is_whole = all(_is_of(layout.table(name, slide_id), digests[_digest_column(name)]) for name in _OTHERS)
+    return digests["count_id"] if is_whole else None
 
 
 def read_source(out: UPath, slide_id: str) -> str | None:
@@ -127,11 +150,12 @@ def read_source(out: UPath, slide_id: str) -> str | None:
     except FileNotFoundError:
         return None
     try:
-        (row,) = _parsed(content, ["source"]).to_pylist()
+        table = _parsed(content)
+        _check_row(table)
+        (source,) = table["source"].to_pylist() if "source" in table.column_names else (None,)
     except (OSError, ValueError, pa.ArrowException):
         return None
-    source: str | None = row.get("source")
-    return source
+    return cast("str | None", source)
 
 
 def read_count(out: UPath, slide_id: str) -> StandingCount:
@@ -197,6 +221,7 @@ def read_slide_row(out: UPath, slide_id: str) -> SlideRow:
     """A slide's row in `slides`. Raises FileNotFoundError where there is none, ValueError where it is broken."""
     table = read_table(out, "slides", slide_id)
     try:
+        _check_row(table)
         (row,) = table.drop_columns("counted_at").to_pylist()
         # To make a time with its zone pyarrow imports pandas, which takes longer than all else that is done here.
         (counted_at,) = table["counted_at"].cast(pa.timestamp("us")).to_pylist()
@@ -216,20 +241,45 @@ def _digests(slides: UPath) -> dict[str, str | None] | None:
     """
     columns = ["count_id", *map(_digest_column, _OTHERS)]
     try:
-        (row,) = _parsed(slides.read_bytes(), columns).to_pylist()
+        table = _parsed(slides.read_bytes())
+        _check_row(table)
+        (row,) = table.select([name for name in columns if name in table.column_names]).to_pylist()
     except (OSError, ValueError, pa.ArrowException):
         return None
     is_count = str(row.get("count_id") or "").isalnum()  # a slide that failed may have none
     return {name: row.get(name) for name in columns} if is_count else None
 
 
+def _is_of(path: UPath, digest: str | None) -> bool:
+    """Whether a file can be read and has this digest."""
+    content = _content(path)
+    return content is not None and _digest(content) == digest
+
+
 def _digest_column(name: TableName) -> str:
     return f"{name}_digest"
+
+
+def _check_row(slides: pa.Table) -> None:
+    """Raises ValueError where a row of `slides` is another than was written; an older version wrote no digest of it."""
+    own = pa.schema([column for column in SCHEMAS["slides"] if column.name in slides.column_names])
+    kept = (slides.schema.metadata or {}).get(_ROW_DIGEST)
+    if not slides.schema.equals(own) or kept not in (None, _row_digest(slides).encode()):
+        raise ValueError("its values are not those that were written")
+
+
+def _row_digest(slides: pa.Table) -> str:
+    # A time with its zone would make pyarrow import pandas; JSON has every other value digit by digit.
+    time_column = slides.column_names.index("counted_at")
+    plain = slides.set_column(time_column, "counted_at", slides["counted_at"].cast(pa.int64()))
+    return _digest(json.dumps(plain.to_pylist()).encode())
 
 
 def _parquet(name: TableName, table: pa.Table) -> bytes:
     if not table.schema.equals(SCHEMAS[name]):
         raise ValueError(f"a table of {name} has columns\n{table.schema}\nand not\n{SCHEMAS[name]}")
+    if name == "slides":
+        table = table.replace_schema_metadata({_ROW_DIGEST: _row_digest(table)})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     content: bytes = sink.getvalue().to_pybytes()
@@ -243,9 +293,9 @@ def _table(path: UPath, name: TableName, content: bytes) -> pa.Table:
         raise ValueError(f"{str(path)!r} holds no table of {name}: {error}") from error
 
 
-def _parsed(content: bytes, columns: list[str] | None = None) -> pa.Table:
+def _parsed(content: bytes) -> pa.Table:
     # A pool of threads takes longer to wake than one thread to read some kilobytes.
-    return pq.ParquetFile(pa.BufferReader(content)).read(columns, use_threads=False)
+    return pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
 
 
 def _content(path: UPath) -> bytes | None:

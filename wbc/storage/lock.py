@@ -35,6 +35,7 @@ from wbc.storage.layout import Layout
 logger = logging.getLogger(__name__)
 TERM_SECONDS, RENEW_SECONDS, SETTLE_SECONDS = 120.0, 20.0, 1.0
 SAME_START_SECONDS = 2.0
+NAME_SECONDS, POLL_SECONDS = 2.0, 0.02
 
 
 class OutInUse(ValueError):
@@ -147,12 +148,24 @@ def _locked(out: UPath) -> FileLock:
     lock = FileLock(local or os.devnull, timeout=0)
     if local is not None:
         try:
-            lock.acquire()
-        except Timeout:
-            raise _refusal(out, _read(Layout(out).lease())) from None
+            _acquire(lock, out)
         except NotImplementedError:
             logger.warning("%r lies on a file system without locks: its lease alone keeps other runs away", str(out))
     return lock
+
+
+def _acquire(lock: FileLock, out: UPath) -> None:
+    """Hold the lock, or raise OutInUse with the name of who does: one who has just come has not written it down yet."""
+    last = time.monotonic() + NAME_SECONDS
+    while True:
+        try:
+            lock.acquire()
+            return
+        except Timeout:
+            standing = _read(Layout(out).lease())
+            if (standing is not None and standing.is_alive()) or time.monotonic() > last:
+                raise _refusal(out, standing) from None
+        time.sleep(POLL_SECONDS)
 
 
 def _take(out: UPath, lease: UPath, holder: Holder) -> None:

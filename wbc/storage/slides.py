@@ -46,16 +46,20 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Folder:
-    """What a folder holds: names of its fields, folders to look into, and whether results of a count are among it."""
+    """What a folder holds: names of its fields, folders to look into, and folders with results of a count."""
 
     fields: tuple[str, ...]
     below: tuple[_Entry, ...]
     passed_over: tuple[tuple[str, Kind], ...]
-    has_results: bool
+    results: tuple[str, ...]
 
     @property
     def is_slide(self) -> bool:
-        return bool(self.fields) or not (self.below or self.has_results)
+        return bool(self.fields) or not (self.below or self.results)
+
+    def named_results(self, path: str) -> list[str]:
+        """The paths of what is passed over as results, in this folder at `path`: all of it where nothing else is."""
+        return [f"{path}{name}/" for name in self.results] if self.fields or self.below else [path] * bool(self.results)
 
 
 def discover(root: UPath) -> list[Slide]:
@@ -156,8 +160,8 @@ def _walk(root: UPath, pass_over: Callable[[PassedOver], None]) -> Iterator[tupl
             continue
         for name, kind in inside.passed_over:
             pass_over(PassedOver(path + name, kind))
-        if inside.has_results:
-            pass_over(PassedOver(path or "./", "results"))
+        for results in inside.named_results(path):
+            pass_over(PassedOver(results, "results"))
         if inside.is_slide:
             yield parts, folder, inside.fields
         for entry in inside.below:
@@ -182,7 +186,7 @@ def _read(folder: UPath) -> _Folder:
         else:
             is_picture = entry.name.lower().endswith(UNREAD_SUFFIXES)
             passed_over.append((entry.name, "unread_picture" if is_picture else "other_file"))
-    return _Folder(tuple(fields), tuple(below), tuple(passed_over), bool(results))
+    return _Folder(tuple(fields), tuple(below), tuple(passed_over), tuple(sorted(results)))
 
 
 def _entries(folder: UPath) -> list[_Entry]:

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from upath import UPath
 
 from wbc.storage import lock
@@ -57,6 +58,25 @@ def test_the_second_writer_is_refused_with_owner_host_and_start_until_the_first_
     with holding(out, "second"):
         assert json.loads(lease(out).read_bytes())["run_id"] == "second"
     assert not lease(out).exists()
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["new", "left by a dead run"])
+def test_who_is_refused_by_one_that_has_just_come_is_told_its_name(tmp_path: Path, left: bool) -> None:
+    """The operating system's lock comes first, the name a moment later."""
+    out = UPath(tmp_path / "out")
+    if left:
+        left_behind(out, pid=2**22 + 1)
+    lease(out).parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(Layout(out).lock().path, thread_local=False) as first:
+        timer = threading.Timer(0.3, left_behind, [out])
+        timer.start()
+        with pytest.raises(OutInUse, match=f"run other \\(process {os.getpid()} on "), holding(out, "second"):
+            pass
+        timer.join()
+        lease(out).unlink()
+        threading.Timer(0.3, first.release).start()
+        with holding(out, "third"):
+            pass
 
 
 def test_a_process_that_holds_out_keeps_others_away_and_killed_leaves_it_free(tmp_path: Path) -> None:
