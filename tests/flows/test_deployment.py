@@ -289,7 +289,7 @@ def test_cancelled_run_of_the_deployment_takes_its_cluster_with_it(
     site.wait_for((tmp_path / "out" / ".wbc" / "pixels").exists)
 
     started = site.worker.children(recursive=True)
-    assert any("spawn_main" in word for process in started for word in process.cmdline())
+    assert any("multiprocessing" in word for process in started for word in process.cmdline())
     site.call("flow-run", "cancel", run["id"])
     site.wait_for(lambda: site.ask(f"flow_runs/{run['id']}")["state"]["type"] == "CANCELLED")
     assert survivors(started) == []

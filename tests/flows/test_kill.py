@@ -67,11 +67,14 @@ def parameters(slides: UPath, dark_folder: Path, tmp_path_factory: pytest.TempPa
 def undisturbed(
     order: Order, parameters: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[UPath, float]:
-    """OUT of a run that nobody disturbs, and the seconds from the moment that it found its slides."""
-    out = tmp_path_factory.mktemp("undisturbed") / "out"
-    word, seconds = order(parameters=parameters | {"out": str(out)})
-    assert word == "done"
-    return UPath(out), seconds
+    """OUT of a run that nobody disturbs, and the seconds from the moment that it found its slides.
+
+    The shorter of two runs: kills are to fall into the work of runs that have less to wait for.
+    """
+    outs = [tmp_path_factory.mktemp("undisturbed") / "out" for _ in range(2)]
+    runs = [order(parameters=parameters | {"out": str(out)}) for out in outs]
+    assert [word for word, _ in runs] == ["done", "done"]
+    return UPath(outs[0]), min(seconds for _, seconds in runs)
 
 
 def assert_whole(out: UPath) -> int:
@@ -144,7 +147,7 @@ def test_flow_that_is_stopped_takes_its_cluster_with_it(
         assert process.stdout
         assert process.stdout.readline() == "counting\n"
         started = psutil.Process(process.pid).children(recursive=True)
-        assert any("spawn_main" in word for worker in started for word in worker.cmdline())
+        assert any("multiprocessing" in word for worker in started for word in worker.cmdline())
         process.send_signal(number)
         process.wait(60)
     assert survivors(started) == []
