@@ -25,7 +25,7 @@ from wbc.taxonomy import label_matrix, load_taxonomy
 from wbc.training.classifier_data import CropData, CropSamples, CropSettings, read_crops
 from wbc.training.loop import LoopSettings, fit
 from wbc.training.measure import count_windows, measure_classifier
-from wbc.training.start import freeze_parts, share_weights, start_from_imagenet, start_from_model, untrained
+from wbc.training.start import freeze_parts, start_from_imagenet, start_from_model, untrained
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +35,7 @@ class ClassifierConfig:
     """A classifier's training config, table by table.
 
     `model` holds the builder's arguments; `imagenet` says whether the backbone starts from packaged ImageNet weights,
-    `start` names a classifier to start from instead, whose weights have a part of `start_share` in those that are saved
-    (the mean of both is no worse at home and better abroad: Wortsman et al. 2022, "Robust fine-tuning of zero-shot
-    models"), and `frozen` parts that keep what they start from, batch
+    `start` names a classifier to start from instead, and `frozen` parts that keep what they start from, batch
     statistics included (timm's names, with or without a dot at their end).
     Coarse labels of `data` train through the tree of `taxonomy`. A cell that the classifier names with a probability
     below `threshold` is unidentified; on a slide that looks like none of `data`, below `stranger_threshold`.
@@ -54,7 +52,6 @@ class ClassifierConfig:
     stranger_threshold: float | None = None
     imagenet: bool = True
     start: str = ""
-    start_share: float = 0.0
     frozen: tuple[str, ...] = ()
     crop: CropSettings = field(default_factory=CropSettings)
     jitter: Jitter = field(default_factory=Jitter)
@@ -64,8 +61,6 @@ class ClassifierConfig:
     def __post_init__(self) -> None:
         if not all(measured.set for measured in self.measure):
             raise ValueError("each [[measure]] needs a name for its figures: set")
-        if not 0 <= self.start_share < 1:
-            raise ValueError(f"start_share is {self.start_share}, not from 0 to below 1")
 
     def card(self, source: Path) -> ModelCard:
         """The card of a classifier that is trained by this config, whose file is `source`."""
@@ -105,10 +100,8 @@ def train_as_planned(plan: ClassifierConfig, config: Path, data: Path, out: Path
     crops = [read_crops(spec, data) for spec in plan.data]
     samples, matrix = _samples(plan, crops)
     losses = tree_losses(matrix, MEAN, STD)
-    start = {name: tensor.clone() for name, tensor in model.state_dict().items()} if plan.start else {}
     trained = fit(model.to(device), samples, _stack, losses, plan.loop, out / "checkpoint.pt")
     unfreeze_batch_norm_2d(trained)  # type: ignore[no-untyped-call]  # timm's frozen ones lack a key of the state dict
-    share_weights(trained, start, plan.start_share)
     looks = KnownLooks.of([appearance(count_windows(part, card)) for part in crops])
     card = registry.save(out, trained.eval(), card, looks.arrays())
     card = replace(card, metrics=measure_classifier(plan.measure, data, out, device))

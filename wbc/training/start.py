@@ -1,11 +1,11 @@
 """The model that training starts from: weights drawn by a seed, features from ImageNet or from another model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from timm.utils.model import freeze
-from torch import Tensor, nn
+from torch import nn
 
 from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
@@ -48,13 +48,6 @@ def start_from_model(module: nn.Module, card: ModelCard, reference: str) -> None
         mean = known[name].mean(0)
         known[name] = torch.stack([mean if row is None else known[name][row] for row in rows])
     module.load_state_dict({name: tensor.clone() for name, tensor in known.items()})
-
-
-def share_weights(module: nn.Module, start: Mapping[str, Tensor], share: float) -> None:
-    """Give a module the mean of its weights and those it started from, with a part of `share` for the latter."""
-    own = module.state_dict()
-    weights = {name: tensor.to(own[name]) for name, tensor in start.items() if tensor.is_floating_point()}
-    module.load_state_dict(own | {name: torch.lerp(own[name], tensor, share) for name, tensor in weights.items()})
 
 
 def freeze_parts(features: nn.Module, frozen: Sequence[str]) -> None:
