@@ -14,6 +14,7 @@ LOOKS = "known_looks"
 MOST_CELLS = 600  # of a laboratory are kept
 SETS, SLIDE_CELLS = 200, 50
 LEAST_SPREAD = 1e-3
+UNSEEN = 1.3  # how much farther the cells of a laboratory go than the few of it that are known
 NEIGHBOURS = 3
 CELL, SURROUNDINGS = 0.3, 0.55  # of half a side: within is surely the cell, beyond mostly red cells and background
 CLEAR = 0.05  # a hue of less density than this is none
@@ -56,7 +57,7 @@ def _sharpness(grey: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _hue(densities: NDArray[np.float64]) -> NDArray[np.float64]:
-    return densities / np.linalg.norm(densities, axis=1, keepdims=True).clip(min=CLEAR)
+    return np.asarray(densities / np.linalg.norm(densities, axis=1, keepdims=True).clip(min=CLEAR))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,13 +94,14 @@ class KnownLooks:
     def including(self, looks: NDArray[np.float32]) -> "KnownLooks":
         """What is known once a laboratory is that shows cells of this appearance (N,F).
 
-        The limit grows to what its own cells come to, each measured without itself.
+        The limit grows to what its own cells come to, each measured without itself, and by as much again as few cells
+        leave unseen.
         """
         every = KnownLooks(np.concatenate([self.looks, looks[:MOST_CELLS]]), self.spread, self.limit)
-        apart, _ = cKDTree(every.looks / self.spread).query(looks / self.spread, k=NEIGHBOURS + 1)
+        apart = np.asarray(cKDTree(every.looks / self.spread).query(looks / self.spread, k=NEIGHBOURS + 1)[0])
         rng = np.random.default_rng(0)
         middles = np.median(apart[:, 1:].mean(1)[rng.integers(len(looks), size=(SETS, SLIDE_CELLS))], axis=1)
-        return KnownLooks(every.looks, self.spread, max(self.limit, float(np.percentile(middles, 99))))
+        return KnownLooks(every.looks, self.spread, max(self.limit, UNSEEN * float(np.percentile(middles, 99))))
 
     @staticmethod
     def from_arrays(arrays: Mapping[str, NDArray[np.float32]]) -> "KnownLooks | None":
@@ -117,5 +119,5 @@ class KnownLooks:
     def distance(self, looks: NDArray[np.float32]) -> NDArray[np.float32]:
         """How far the appearance (N,F) of cells is from the nearest known ones: float32 (N,), in spreads."""
         tree = cKDTree(self.looks / self.spread)
-        apart, _ = tree.query(looks / self.spread, k=NEIGHBOURS)
+        apart = np.asarray(tree.query(looks / self.spread, k=NEIGHBOURS)[0])
         return np.asarray(apart.mean(1).astype(np.float32))

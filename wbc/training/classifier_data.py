@@ -155,7 +155,7 @@ class CropSamples(Dataset[tuple[Tensor, int]]):
     def _cell_elsewhere(self, part: int, rng: np.random.Generator) -> NDArray[np.uint8]:
         others = [p for i, p in enumerate(self.parts) if i != part]
         pixels = others[int(rng.integers(len(others)))].pixels
-        return pixels[int(rng.integers(len(pixels)))]
+        return np.asarray(pixels[int(rng.integers(len(pixels)))])
 
 
 def _fractions(weights: list[float]) -> NDArray[np.float64]:
