@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from counted import read_tables
 from jobs import make_job
 from rich.console import Console
 from upath import UPath
 
+from benchmarks.counted import read_tables
 from wbc.cli.tables import report_table
 from wbc.counting.correction import kept_confusion
 from wbc.counting.recount import Change, recount_slides
