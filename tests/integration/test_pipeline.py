@@ -21,13 +21,14 @@ from PIL import Image
 from upath import UPath
 
 from benchmarks.counted import read_tables
+from wbc.cells import classify as cell_names
 from wbc.cells.scale import WHOLE_RED_CELL_UM
 from wbc.cells.tiles import TileSettings
 from wbc.counting import worker
 from wbc.counting.slide import CountSettings, SlideOutcome, WorkSettings, count_slide, is_counted, unchanged
 from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
-from wbc.models.registry import ModelRef
+from wbc.models.registry import LoadedModel, ModelRef
 from wbc.storage import tables
 from wbc.storage.slides import discover
 from wbc.taxonomy import load_taxonomy
@@ -383,7 +384,7 @@ def white(dark_card: ModelCard, tmp_path_factory: pytest.TempPathFactory) -> Mod
     return registry.resolve(str(folder), "detector")[0]
 
 
-def always_four_to_one(folder: Path, threshold: float, logit: float = 1.386) -> ModelRef:
+def always_four_to_one(folder: Path, threshold: float) -> ModelRef:
     """A classifier that says, of whatever it sees, lymphocyte rather than monocyte."""
     card = ModelCard(
         name="kinds",
@@ -402,7 +403,7 @@ def always_four_to_one(folder: Path, threshold: float, logit: float = 1.386) -> 
     module = builders.build(card)
     with torch.no_grad():
         module.get_parameter("classifier.weight").zero_()
-        module.get_parameter("classifier.bias").copy_(torch.tensor([0.0, logit]))
+        module.get_parameter("classifier.bias").copy_(torch.tensor([0.0, 1.386]))
     registry.save(folder, module, card)
     return registry.resolve(str(folder), "classifier")[0]
 
@@ -429,9 +430,18 @@ def test_white_cells_are_named_or_left_unidentified(
 
 
 def test_a_field_whose_probabilities_are_no_numbers_fails_by_name(
-    painted_slide: UPath, out: UPath, tmp_path: Path, threads: Executor, white: ModelRef
+    painted_slide: UPath,
+    out: UPath,
+    tmp_path: Path,
+    threads: Executor,
+    white: ModelRef,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    classifier = always_four_to_one(tmp_path / "kinds", 0.0, float("nan"))
+    def broken(crops: np.ndarray, model: LoadedModel) -> np.ndarray:
+        return np.full((len(crops), 2), np.nan, np.float32)
+
+    monkeypatch.setattr(cell_names, "predict", broken)
+    classifier = always_four_to_one(tmp_path / "kinds", 0.0)
     outcome = count_slide(only(painted_slide), make_job(out, detector=white, classifier=classifier), threads)
     assert outcome.status == "failed"
     reasons = {failed["field"]: failed["reason"] for failed in row(out)["failed_fields"]}
