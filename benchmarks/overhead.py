@@ -159,7 +159,7 @@ def _parts(slide: Slide, job: Job, models: list[LoadedModel]) -> list[Row]:
 def _write_tables(slide: Slide, job: Job) -> None:
     """Count the slide's cells again and commit them, from the detections of the last run."""
     _, evidence = read_evidence(job.out, slide.slide_id)
-    result = tally(evidence, rules_of(job), occasion_of(slide.source, job.run_id))
+    result = tally(evidence, rules_of(job, evidence.origin.kinds), occasion_of(slide.source, job.run_id))
     commit(job.out, result.tables, result.row)
 
 

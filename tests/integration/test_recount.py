@@ -281,7 +281,7 @@ def test_a_taxonomy_that_is_a_laboratorys_own_must_be_named_again(slide: Slide, 
 def test_a_taxonomy_that_does_not_know_a_class_changes_nothing(slide: Slide, job: Job, threads: Executor) -> None:
     count_slide(slide, job, threads)
     narrow = replace(
-        load_taxonomy("blood"), cell_types=load_taxonomy("blood").cell_types[-1:], thresholds=(), nrbc=None
+        load_taxonomy("blood"), cell_types=load_taxonomy("blood").cell_types[-1:], thresholds=(), nrbc=None, priors=()
     )
     narrow = replace(narrow, aliases=())
     (outcome,) = recount_slides(job.out, ["s1"], Change(narrow))
@@ -293,7 +293,7 @@ def drop_detections(out: UPath) -> None:
     """Leave OUT as a version before there were detections did."""
     path = out / "slides" / "s1.parquet"
     row = pq.ParquetFile(path.path).read().drop_columns(["run_id", "fields_digest", "detections_digest"])
-    pq.write_table(row, path.path)
+    pq.write_table(row.replace_schema_metadata(None), path.path)
     for table in ("fields", "detections"):
         shutil.rmtree((out / table).path)
 

@@ -89,7 +89,7 @@ def test_a_threshold_between_plain_and_corrected_is_flagged(blasts: int, flagged
     # Two of three blasts are taken for lymphocytes, as everywhere.
     names = {"myeloblast": {"blast": 33, "lymphocyte": 67}, **{k: {k: 100} for k in ("neutrophil", "lymphocyte")}}
     confusion = measured(names, tuple("abcdef"))
-    found = count({"neutrophil": 170 - blasts, "lymphocyte": 18, "blast": 3 * blasts}, confusion)
+    found = count({"neutrophil": 170 - blasts, "lymphocyte": 18 + 6 * blasts, "blast": 3 * blasts}, confusion)
     percent, undone = row(found, "blast").percent, row(found, "blast").percent_corrected
     assert percent is not None
     assert undone is not None

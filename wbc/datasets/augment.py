@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 Pixels = NDArray[np.uint8]
 GREY = np.full((3, 3), 1 / 3)
+LEAST_VARIANCE = 1e-4  # of an optical density: a grain of two grey levels
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,10 @@ def take_stain(pixels: Pixels, other: Pixels, share: float) -> Pixels:
     """
     density, others = _above_ground(pixels), _above_ground(other)[::4, ::4].reshape(-1, 3)
     own = density[::4, ::4].reshape(-1, 3)
-    root = _root(np.cov(own.T))
+    grain = LEAST_VARIANCE * np.eye(3)  # else what hardly varies here is blown up to what varies there
+    root = _root(np.cov(own.T) + grain)
     inverse = np.linalg.inv(root)
-    exact = inverse @ _root(root @ np.cov(others.T) @ root) @ inverse
+    exact = inverse @ _root(root @ (np.cov(others.T) + grain) @ root) @ inverse
     moved = density @ (share * exact + (1 - share) * np.eye(3)).T.astype(np.float32)
     moved -= _ground(moved)
     light: Pixels = np.clip(np.exp(-(moved + _ground(_density(pixels)))) * 256 - 1, 0, 255).astype(np.uint8)
@@ -52,9 +54,9 @@ def take_stain(pixels: Pixels, other: Pixels, share: float) -> Pixels:
 
 
 def _root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The symmetric root of a covariance (3,3), of which none is quite flat."""
+    """The symmetric root of a covariance (3,3)."""
     values, vectors = np.linalg.eigh(covariance)
-    return np.asarray(vectors @ np.diag(np.sqrt(np.maximum(values, 1e-4))) @ vectors.T)
+    return np.asarray(vectors @ np.diag(np.sqrt(np.maximum(values, 0))) @ vectors.T)
 
 
 def _density(pixels: Pixels) -> NDArray[np.float32]:

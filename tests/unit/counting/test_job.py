@@ -21,7 +21,7 @@ from wbc.counting.job import (
     detections_id,
     is_count_of,
 )
-from wbc.models.cards import ModelCard
+from wbc.models.cards import ModelCard, Teaching
 from wbc.models.registry import ModelRef
 from wbc.taxonomy import CellType, Taxonomy, Threshold, load_taxonomy
 from wbc.types import UM_PER_PX_RANGE, Precision, Slide
@@ -49,6 +49,9 @@ CARD = {
     "std": rgb,
     "sha256": text,
     "threshold": st.floats(0, 1),
+    "stranger_threshold": st.none() | st.floats(0, 1),
+    "even_light": st.booleans(),
+    "reference_sha256": text,
     "task": st.sampled_from(["detector", "classifier"]),
 }
 DESCRIPTION = {
@@ -58,6 +61,8 @@ DESCRIPTION = {
     "metrics": st.dictionaries(text, numbers),
     "code_revision": text,
     "credits": st.lists(text).map(tuple),
+    "parents": st.lists(st.builds(ModelRef, text, text)).map(tuple),
+    "taught": st.none() | st.builds(Teaching, text, text, sides, st.dictionaries(text, sides), st.just("fitted")),
 }
 WORK = {"chunk_fields": sides, "batch_px": sides}
 HOW = {
@@ -141,7 +146,7 @@ def changed_type(name: str, **changes: Any) -> Taxonomy:
 
 
 def test_rules_of_the_taxonomy_change_it_and_its_words_do_not() -> None:
-    assert names(Taxonomy) == {"name", "cell_types", "thresholds", "nrbc", "note", "aliases"}
+    assert names(Taxonomy) == {"name", "cell_types", "thresholds", "nrbc", "note", "aliases", "priors"}
     assert names(CellType) == {
         *("name", "abbreviation", "parent", "lineage", "nucleated", "in_differential", "me_side")
     }
@@ -150,6 +155,7 @@ def test_rules_of_the_taxonomy_change_it_and_its_words_do_not() -> None:
         replace(BLOOD, name="other"),
         replace(BLOOD, thresholds=(Threshold("lymphocyte", 50),)),
         replace(BLOOD, nrbc=None),
+        replace(BLOOD, priors=()),
         replace(BLOOD, aliases=(("red", "rbc"),)),
         changed_type("rbc", lineage="lymphoid"),
         changed_type("rbc", nucleated=True),

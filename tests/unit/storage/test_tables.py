@@ -44,6 +44,7 @@ def test_columns_and_types_are_the_contract(local_out: UPath) -> None:
         "detector_class: dictionary<values=string, indices=int32, ordered=0>",
         *("score: float", "kinds: list<element: string>", "probabilities: list<element: halffloat>"),
         "detections_id: dictionary<values=string, indices=int32, ordered=0>",
+        "distance: float",
     ]
     assert columns["fields"] == [
         *("slide_id: string", "field: string", "digest: string", "height_px: int64", "width_px: int64"),
@@ -54,6 +55,7 @@ def test_columns_and_types_are_the_contract(local_out: UPath) -> None:
     assert columns["differentials"] == [
         *("slide_id: string", "cell_type: string", "lineage: string", "count: int64", "in_differential: bool"),
         *("percent: double", "ci_low: double", "ci_high: double"),
+        *("percent_corrected: double", "low: double", "high: double"),
     ]
     assert columns["slides"] == [
         *("slide_id: string", "count_id: string", "counted_at: timestamp[us, tz=UTC]"),
@@ -71,6 +73,7 @@ def test_columns_and_types_are_the_contract(local_out: UPath) -> None:
         "duplicate_fields: list<element: struct<field: string, same_as: string>>",
         "source: string",
         *("run_id: string", "fields_digest: string", "detections_digest: string"),
+        "unfamiliarity: double",
     ]
     assert pq.ParquetFile(Layout(local_out).table("cells", "s1")).metadata.row_group(0).column(0).compression == "ZSTD"
 
