@@ -8,7 +8,7 @@ import typer
 
 from wbc.cli.options import AsJson, Device
 from wbc.cli.rows import print_rows
-from wbc.cli.terminal import print_remarks, usage_errors
+from wbc.cli.terminal import login, print_remarks, usage_errors
 
 if TYPE_CHECKING:
     from wbc.training.teaching import Proposal, Taught
@@ -55,16 +55,7 @@ def adapt(
         if not names:
             _print_proposal(propose(lesson, model, per_kind), out, model, as_json)
         else:
-            _print_taught(teach(lesson, names, model, by or _login()), model, as_json)
-
-
-def _login() -> str:
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # an account without a name
-        return "unknown"
+            _print_taught(teach(lesson, names, model, by or login()), model, as_json)
 
 
 def _print_proposal(proposal: "Proposal", out: str, model: Path, as_json: bool) -> None:

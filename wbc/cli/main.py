@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from wbc import __version__
-from wbc.cli import config, models, train
+from wbc.cli import annotations, config, models, train
 from wbc.cli.about import doctor, version
 from wbc.cli.adapt import adapt
 from wbc.cli.count import count
@@ -43,5 +43,6 @@ app.command()(synth)
 app.command()(version)
 app.command()(doctor)
 app.add_typer(train.app, name="train", help="Train a model from a config; an interrupted training carries on.")
+app.add_typer(annotations.app, name="annotations", help="Add what people marked on pictures to what models learn from.")
 app.add_typer(config.app, name="config", help="Show the parameters of a count, and where each comes from.")
 app.add_typer(models.app, name="models", help="List the bundled models, or print the card of any model.")

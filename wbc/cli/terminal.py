@@ -41,6 +41,16 @@ def _refuse(reason: str, error: Exception) -> None:
     raise typer.Exit(WRONG_USAGE) from error
 
 
+def login() -> str:
+    """Who is at the terminal."""
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # an account without a name
+        return "unknown"
+
+
 @contextmanager
 def stopping_soon() -> Iterator[None]:
     """Within, Ctrl-C or SIGTERM ends the process when the cluster is closed, and after STOP_SECONDS at the latest.

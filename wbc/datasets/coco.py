@@ -1,51 +1,70 @@
 """COCO annotations (one JSON file a set) in and out."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import numpy as np
+from numpy.typing import NDArray
 from upath import UPath
 
-from wbc.datasets.labels import LabelledPicture, cell_type_of, clean, finite, picture_at, read_json
+from wbc.datasets.labels import LabelledPicture, cell_type_of, clean, finite, name_in, opened, picture_at, read_json
 from wbc.storage.atomic import write_whole
 
+Box = tuple[float, float, float, float]
 
-def read_coco(images: Path, annotations: Path, names: dict[str, str] | None = None) -> list[LabelledPicture]:
+
+def read_coco(images: Path, annotations: Path, names: Mapping[str, str] | None = None) -> list[LabelledPicture]:
     """Pictures of a COCO file; `names` maps its categories to cell types (as they stand where it is None).
 
     Raises ValueError, naming the file, where it is no COCO, a picture is missing, a category is not in `names` or a
     box is not four numbers.
     """
-    truth = read_json(annotations)
+    return [
+        clean(picture_at(images, str(image["file_name"]), annotations), boxes, labels)
+        for image, boxes, labels in _entries(read_json(annotations), str(annotations), names)
+    ]
+
+
+def labelled_boxes(truth: Any, where: str) -> Iterator[tuple[dict[str, Any], NDArray[np.float32], tuple[str, ...]]]:
+    """The images of COCO's dictionary, with boxes float32 (N,4) x0,y0,x1,y1 and labels of each, as they stand.
+
+    Raises ValueError, beginning with `where`, for what is no COCO.
+    """
+    for image, boxes, labels in _entries(truth, where, None):
+        yield image, np.array(boxes, np.float32).reshape(-1, 4), tuple(labels)
+
+
+def _entries(
+    truth: Any, where: str, names: Mapping[str, str] | None
+) -> list[tuple[dict[str, Any], list[Box], list[str]]]:
     try:
         category = {c["id"]: c["name"] for c in truth["categories"]}
-        files = {image["id"]: image["file_name"] for image in truth["images"]}
-        of_image: dict[Any, list[tuple[str, Sequence[object]]]] = {image: [] for image in files}
+        entries: dict[Any, tuple[dict[str, Any], list[Box], list[str]]] = {
+            image["id"]: ({"file_name": image["file_name"], **image}, [], []) for image in truth["images"]
+        }
         for number, annotation in enumerate(truth["annotations"], 1):
-            where = f"{annotations}: annotation {annotation.get('id', f'number {number}')}"
-            label = cell_type_of(category[annotation["category_id"]], names, where)
+            here = f"{where}: annotation {annotation.get('id', f'number {number}')}"
+            label = cell_type_of(category[annotation["category_id"]], names, here)
             if len(annotation["bbox"]) != 4:
-                raise ValueError(f"{where}: box {annotation['bbox']} is not four numbers")
-            of_image[annotation["image_id"]].append((label, finite(annotation["bbox"], where)))
+                raise ValueError(f"{here}: box {annotation['bbox']} is not four numbers")
+            x, y, w, h = finite(annotation["bbox"], here)
+            _, boxes, labels = entries[annotation["image_id"]]
+            boxes.append((x, y, x + w, y + h))
+            labels.append(label)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{annotations}: not COCO annotations ({error!r})") from error
-    return [_picture(picture_at(images, str(name), annotations), of_image[image]) for image, name in files.items()]
-
-
-def _picture(path: Path, objects: Sequence[tuple[str, Sequence[Any]]]) -> LabelledPicture:
-    boxes = [(x, y, x + w, y + h) for _, (x, y, w, h) in objects]
-    return clean(path, boxes, [label for label, _ in objects])
+        raise ValueError(f"{where}: not COCO annotations ({error!r})") from error
+    return list(entries.values())
 
 
 def write_coco(annotations: Path, pictures: Sequence[LabelledPicture], images: Path) -> None:
     """Pictures below the folder `images` as a COCO file; its categories are their labels, in alphabetical order."""
     sized = []
     for picture in pictures:
-        with Image.open(picture.path) as opened:
-            width, height = opened.size
-        sized.append((picture.path.relative_to(images).as_posix(), width, height, picture))
+        with opened(picture.path) as pixels:
+            width, height = pixels.size
+        sized.append((name_in(images, picture.path), width, height, picture))
     categories = sorted({label for picture in pictures for label in picture.labels})
     write_whole(UPath(annotations), json.dumps(coco_truth(sized, categories)).encode())
 

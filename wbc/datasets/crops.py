@@ -1,6 +1,7 @@
 """Single cells with a kind: from a table of crops, or cut from labelled pictures; one scale for all."""
 
 import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wbc.cells.crop import cut_square
-from wbc.datasets.labels import LabelledPicture, find_pictures, picture_at
+from wbc.datasets.labels import LabelledPicture, Picture, find_pictures, opened, picture_at
 
 PATCH_UM = 26.0
 PATCH_PX = 176
@@ -42,8 +43,8 @@ def read_crop_table(path: Path, split: str, um_per_px: float, leave_out: tuple[s
         raise ValueError(f"{path}: no crop of split {split!r}")
     patches = []
     for packed in rows["jpeg"]:
-        with Image.open(io.BytesIO(packed)) as opened:
-            picture = opened.convert("RGB")
+        with Image.open(io.BytesIO(packed)) as file:
+            picture = file.convert("RGB")
         w, h = picture.size
         patches.append(patch(np.asarray(picture), w / 2, h / 2, um_per_px))
     return Crops(np.stack(patches), tuple(rows["kind"]))
@@ -95,9 +96,24 @@ def cut_crops(pictures: list[LabelledPicture], kinds: dict[str, str], um_per_px:
     return Crops(_stack(patches), tuple(labels))
 
 
-def _pixels(path: Path) -> NDArray[np.uint8]:
-    with Image.open(path) as opened:
-        return np.asarray(opened.convert("RGB"))
+def cut_named_cells(pictures: Sequence[LabelledPicture], is_wanted: Callable[[str], bool], um_per_px: float) -> Crops:
+    """Every cell of the pictures whose label is wanted."""
+    patches, labels = [], []
+    for p in pictures:
+        wanted = [i for i, label in enumerate(p.labels) if is_wanted(label)]
+        if not wanted:
+            continue
+        pixels = _pixels(p.path)
+        for i in wanted:
+            x0, y0, x1, y1 = p.boxes[i]
+            patches.append(patch(pixels, (x0 + x1) / 2, (y0 + y1) / 2, um_per_px))
+            labels.append(p.labels[i])
+    return Crops(_stack(patches), tuple(labels))
+
+
+def _pixels(path: Picture) -> NDArray[np.uint8]:
+    with opened(path) as picture:
+        return np.asarray(picture.convert("RGB"))
 
 
 def _stack(patches: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:

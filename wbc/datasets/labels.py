@@ -3,32 +3,53 @@
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from upath import UPath
 
 from wbc.cells.geometry import RED_CELL_UM, box_iou
 from wbc.storage.images import IMAGE_SUFFIXES
 
 DOUBLE_IOU = 0.85
+Picture = Path | UPath
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledPicture:
-    """One annotated picture: `boxes` float32 (N,4) x0,y0,x1,y1 in picture pixels and as many `labels` (cell types)."""
+    """One annotated picture: `boxes` float32 (N,4) x0,y0,x1,y1 in picture pixels and as many `labels` (cell types).
 
-    path: Path
+    Where they are known, its scale and the slide that it is a field of. `path` may be in an object store.
+    """
+
+    path: Picture
     boxes: NDArray[np.float32]
     labels: tuple[str, ...]
+    um_per_px: float | None = None
+    slide_id: str = ""
 
     def __post_init__(self) -> None:
         if self.boxes.shape != (len(self.labels), 4):
             raise ValueError(f"{self.path}: {self.boxes.shape} boxes for {len(self.labels)} labels")
+
+
+@contextmanager
+def opened(path: Picture) -> Iterator[Image.Image]:
+    """A picture's file, open by Pillow. Raises OSError."""
+    with path.open("rb") as file, Image.open(file) as picture:
+        yield picture
+
+
+def name_in(images: Path, path: Picture) -> str:
+    """What annotations call a picture below the folder `images`. Raises ValueError where it lies elsewhere."""
+    return Path(str(path)).relative_to(images).as_posix()
 
 
 def find_pictures(folder: Path) -> dict[str, Path]:

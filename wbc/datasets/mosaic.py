@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from wbc.cells.geometry import RED_CELL_UM
 from wbc.datasets.augment import Jitter, add_debris, jitter_optics, jitter_stain, shear, turn
-from wbc.datasets.labels import LabelledPicture
+from wbc.datasets.labels import LabelledPicture, opened
 
 LARGEST_RED_CELL_PX = 62
 
@@ -56,8 +56,8 @@ def load_source(pictures: list[LabelledPicture], um_per_px: float, classes: list
         unknown = set(p.labels) - set(number)
         if unknown:
             raise ValueError(f"{p.path}: labels {sorted(unknown)} are none of {classes}")
-        with Image.open(p.path) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
+        with opened(p.path) as file:
+            picture = ImageOps.exif_transpose(file).convert("RGB")
         w, h = picture.size
         kernel = Image.Resampling.BOX if coarser < 0.6 else Image.Resampling.LANCZOS
         small = picture.resize((round(w * coarser), round(h * coarser)), kernel)

@@ -9,7 +9,7 @@ from typing import Any
 
 from upath import UPath
 
-from wbc.datasets.labels import LabelledPicture, cell_type_of, clean, finite, picture_at, read_json
+from wbc.datasets.labels import LabelledPicture, cell_type_of, clean, finite, name_in, picture_at, read_json
 from wbc.storage.atomic import write_whole
 
 Box = tuple[float, float, float, float]
@@ -138,7 +138,7 @@ def write_via(annotations: Path, pictures: Sequence[LabelledPicture], images: Pa
 
 
 def _entry(picture: LabelledPicture, images: Path) -> tuple[str, dict[str, Any]]:
-    name, size = picture.path.relative_to(images).as_posix(), picture.path.stat().st_size
+    name, size = name_in(images, picture.path), picture.path.stat().st_size
     regions = [
         {
             "shape_attributes": {"name": "rect", "x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0},

@@ -1,6 +1,7 @@
 """Pascal VOC annotations (one XML file a picture) in."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -8,7 +9,7 @@ from wbc.datasets.labels import LabelledPicture, clean, find_pictures
 
 
 def read_voc(
-    images: Path, annotations: Path, names: dict[str, str], stems: list[str] | None = None
+    images: Path, annotations: Path, names: Mapping[str, str], stems: list[str] | None = None
 ) -> list[LabelledPicture]:
     """Pictures of a VOC folder; `names` maps its labels to cell types, `stems` keeps a split of the files.
 
@@ -20,7 +21,7 @@ def read_voc(
     return [_read_one(annotations / f"{stem}.xml", pictures, names) for stem in file_names]
 
 
-def _read_one(path: Path, pictures: dict[str, Path], names: dict[str, str]) -> LabelledPicture:
+def _read_one(path: Path, pictures: dict[str, Path], names: Mapping[str, str]) -> LabelledPicture:
     try:
         root = ElementTree.parse(path).getroot()
     except (ElementTree.ParseError, OSError) as error:

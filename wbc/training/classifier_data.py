@@ -20,12 +20,14 @@ from wbc.datasets.crops import (
     PATCH_UM,
     Crops,
     cut_crops,
+    cut_named_cells,
     read_cell_boxes,
     read_cell_pictures,
     read_crop_table,
 )
 from wbc.datasets.labels import red_cell_um_per_px
-from wbc.training.detector_data import BoxData, read_boxes
+from wbc.taxonomy import UNIDENTIFIED, load_taxonomy
+from wbc.training.detector_data import BoxData, StoreData, of_one_scale, read_boxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class CellBoxes:
     set: str = ""
 
 
-CropData = Annotated[CropTable | CutCells | CellPictures | CellBoxes, Field(discriminator="format")]
+CropData = Annotated[CropTable | CutCells | CellPictures | CellBoxes | StoreData, Field(discriminator="format")]
 
 
 def read_crops(spec: CropData, data: Path) -> Crops:
@@ -91,7 +93,24 @@ def read_crops(spec: CropData, data: Path) -> Crops:
             return read_cell_pictures(data / spec.images, data / spec.kinds, spec.um_per_px)
         case CellBoxes():
             return read_cell_boxes(data / spec.images, data / spec.cells, spec.um_per_px)
+        case StoreData():
+            return _stored_cells(spec, data)
     return _cut_cells(spec, data)
+
+
+def _stored_cells(spec: StoreData, data: Path) -> Crops:
+    """The nucleated cells of a store that have a kind: one that is called `wbc`, or unidentified, has none."""
+    taxonomy, pictures = load_taxonomy(spec.taxonomy), spec.read(data)
+
+    def is_named(label: str) -> bool:
+        return taxonomy.cell_type(label).nucleated and taxonomy.resolve(label) != UNIDENTIFIED
+
+    scaled = of_one_scale(pictures, spec.um_per_px)
+    parts = [cut_named_cells(alike, is_named, scale) for scale, alike in scaled.items()]
+    crops = Crops(np.concatenate([c.pixels for c in parts]), tuple(label for c in parts for label in c.labels))
+    if not crops.labels:
+        raise ValueError(f"{spec.store}: no white cell with a kind in this annotation store")
+    return crops
 
 
 def _cut_cells(spec: CutCells, data: Path) -> Crops:

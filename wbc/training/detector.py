@@ -19,7 +19,7 @@ from wbc.models.imagenet import MEAN, STD
 from wbc.models.trainable import TrainableDetector
 from wbc.revision import code_revision, file_revision
 from wbc.training.calibration import CalibrationSettings, calibrate
-from wbc.training.detector_data import BoxData, Mosaics, RenderedData, load_sources, render_source
+from wbc.training.detector_data import BoxData, DetectorData, Mosaics, RenderedData, load_sources, render_source
 from wbc.training.loop import LoopSettings, fit
 from wbc.training.measure import measure_detector
 from wbc.training.start import freeze_parts, start_from_imagenet, untrained
@@ -40,7 +40,7 @@ class DetectorConfig:
     um_per_px: float
     model: dict[str, Any]
     loop: LoopSettings
-    data: tuple[BoxData, ...]
+    data: tuple[DetectorData, ...]
     name: str = "wbc-detector"
     imagenet: bool = True
     frozen: tuple[str, ...] = ()

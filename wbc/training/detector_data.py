@@ -1,16 +1,19 @@
 """What detectors learn from: labelled pictures and rendered ones, laid together to endless mosaics."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
+from upath import UPath
 
+from wbc.datasets.annotation_store import AnnotationStore
 from wbc.datasets.augment import Jitter
 from wbc.datasets.coco import read_coco
 from wbc.datasets.fractions import read_fractions
@@ -21,7 +24,7 @@ from wbc.datasets.via import read_via
 from wbc.datasets.voc import read_voc
 from wbc.datasets.yolo import read_yolo
 from wbc.synth.smear import NORMAL_BLOOD, SmearSettings, draw_stain, render_field
-from wbc.taxonomy import GENERIC
+from wbc.taxonomy import GENERIC, load_taxonomy
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +52,52 @@ class BoxData:
     attribute: str = ""
 
 
-def read_boxes(spec: BoxData, root: Path) -> list[LabelledPicture]:
-    """Pictures of one data set below `root`. Raises ValueError as its reader does."""
+@dataclass(frozen=True, slots=True)
+class StoreData:
+    """What was added to an annotation store: its folder below the data folder, or anywhere by an absolute address.
+
+    `snapshot` is the digest of what it held when it was taken; all that it holds now, where there is none. `names` maps
+    cell types to classes of a detector; of others, what `taxonomy` has for nucleated is a `wbc`, and the rest stays.
+    `um_per_px` is of pictures that were added without one; else their red cells tell it.
+    """
+
+    store: str
+    format: Literal["store"]
+    snapshot: str = ""
+    taxonomy: str = "blood"
+    names: dict[str, str] = field(default_factory=dict)
+    weight: float = 1.0
+    um_per_px: float | None = None
+    set: str = ""
+
+    def read(self, root: Path) -> list[LabelledPicture]:
+        """The pictures, labelled by cell types. Raises ValueError where the store holds none, or as the store does."""
+        store = AnnotationStore(UPath(self.store) if "://" in self.store else UPath(root / self.store))
+        pictures = store.read(store.snapshot_of(self.snapshot) if self.snapshot else None)
+        if not pictures:
+            raise ValueError(f"{store.path}: nothing was added to this annotation store")
+        return pictures
+
+
+DetectorData = Annotated[BoxData | StoreData, Field(discriminator="format")]
+
+
+def read_boxes(spec: BoxData | StoreData, root: Path) -> list[LabelledPicture]:
+    """Pictures of one data set below `root`, labelled by a detector's classes. Raises ValueError as its reader does."""
+    if isinstance(spec, StoreData):
+        return [replace(p, labels=_classes(p, spec)) for p in spec.read(root)]
     return [picture for picture in _read_format(spec, root) if picture.path.match(spec.keep)]
+
+
+def _classes(picture: LabelledPicture, spec: StoreData) -> tuple[str, ...]:
+    taxonomy = load_taxonomy(spec.taxonomy)
+    try:
+        return tuple(
+            spec.names.get(label) or (GENERIC if taxonomy.cell_type(label).nucleated else label)
+            for label in picture.labels
+        )
+    except ValueError as error:
+        raise ValueError(f"{picture.path}: {error}") from error
 
 
 def _read_format(spec: BoxData, root: Path) -> list[LabelledPicture]:
@@ -77,14 +123,30 @@ def _read_format(spec: BoxData, root: Path) -> list[LabelledPicture]:
             return read_fractions(images, annotations, spec.names, list(spec.leave_out))
 
 
-def load_sources(specs: Sequence[BoxData], root: Path, classes: Sequence[str]) -> list[Source]:
+def load_sources(specs: Sequence[BoxData | StoreData], root: Path, classes: Sequence[str]) -> list[Source]:
     """Every data set of a config, in memory."""
     sources = []
     for spec in specs:
         pictures = read_boxes(spec, root)
-        scale = spec.um_per_px or red_cell_um_per_px(pictures)
-        sources.append(load_source(pictures, scale, list(classes), spec.weight))
+        for scale, alike in of_one_scale(pictures, spec.um_per_px).items():
+            weight = spec.weight * len(alike) / len(pictures)
+            sources.append(load_source(alike, scale, list(classes), weight))
     return sources
+
+
+def of_one_scale(pictures: Sequence[LabelledPicture], um_per_px: float | None) -> dict[float, list[LabelledPicture]]:
+    """The pictures by their µm per px: their own, else the one that is given, else by their red cells.
+
+    Raises ValueError where nothing tells it.
+    """
+    groups: dict[float | None, list[LabelledPicture]] = {}
+    for picture in pictures:
+        groups.setdefault(picture.um_per_px or um_per_px, []).append(picture)
+    unknown = groups.pop(None, [])
+    scaled = {scale: group for scale, group in groups.items() if scale is not None}
+    if unknown:
+        scaled.setdefault(red_cell_um_per_px(unknown), []).extend(unknown)
+    return scaled
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,42 @@
+"""Events that deployments wait for, sent to Prefect's server where one is at hand."""
+
+import logging
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.events import Event, Resource
+from prefect.settings import get_current_settings
+
+from wbc.datasets.annotation_store import Added
+
+ANNOTATIONS_ADDED = "wbc.annotations.added"
+logger = logging.getLogger(__name__)
+
+
+def annotations_added(store: str, added: Added, by: str) -> str | None:
+    """Tell that annotations were added to the store at an address: the event `wbc.annotations.added`.
+
+    Its payload has the numbers of annotations and pictures, the shard, and who added them. Returns why nobody was told:
+    None where the server has it.
+    """
+    payload = {"annotations": added.annotations, "pictures": added.pictures, "shard": added.shard, "by": by}
+    return _emit(ANNOTATIONS_ADDED, store, payload)
+
+
+def _emit(name: str, store: str, payload: dict[str, Any]) -> str | None:
+    """Send an event about a store, and wait until the server has it. Returns why it has not, None where it has."""
+    if get_current_settings().api.url is None:
+        return "no Prefect server is set (PREFECT_API_URL)"
+    event = Event(event=name, resource=Resource({"prefect.resource.id": resource_id(store)}), payload=payload)
+    try:
+        with get_client(sync_client=True) as client:
+            client.request("POST", "/events", json=[event.model_dump(mode="json")])
+    except (httpx.HTTPError, OSError) as error:
+        return f"the Prefect server at {get_current_settings().api.url} does not answer ({error})"
+    return None
+
+
+def resource_id(store: str) -> str:
+    """The resource that events about the store at an address are about: what a trigger matches on."""
+    return f"wbc.annotation-store.{store}"
