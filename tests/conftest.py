@@ -1,7 +1,8 @@
 """Fixtures for all tests: painted slides, whose cells are known to the pixel, and a detector that finds just these."""
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -60,6 +61,25 @@ def real_data() -> Path:
     if not (folder / "slides" / "truth_coco.json").is_file():
         pytest.skip(f"no real slides in {folder}: WBC_TEST_DATA names their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[UPath]:
+    """A bucket of an S3 server on this machine, which this process and those that it starts reach by `s3://`."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    address, port = server.get_host_and_port()
+    keys = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_DEFAULT_REGION": "us-east-1"}
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in (keys | {"AWS_ENDPOINT_URL": f"http://{address}:{port}"}).items():
+            environment.setenv(name, value)
+        lab = UPath("s3://lab")
+        lab.mkdir()
+        yield lab
+    server.stop()
 
 
 @pytest.fixture(scope="session")

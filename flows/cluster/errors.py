@@ -2,6 +2,8 @@
 
 import errno
 
+from wbc.storage.stores import is_from_a_store
+
 # Errors of the operating system that no second try mends.
 PERMANENT = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
@@ -20,7 +22,9 @@ def worth_retrying(error: object) -> bool:
     """
     from distributed import KilledWorker
 
-    return isinstance(error, KilledWorker) or (isinstance(error, OSError) and error.errno not in PERMANENT)
+    if isinstance(error, OSError):
+        return error.errno not in PERMANENT
+    return isinstance(error, KilledWorker) or (isinstance(error, Exception) and is_from_a_store(error))
 
 
 def reason(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 from distributed import KilledWorker
 
 from flows.cluster import reason, worth_retrying
@@ -23,6 +24,7 @@ def killed() -> KilledWorker:
         (lambda: PermissionError(errno.EACCES, "Permission denied", "/a"), False, "Permission denied: /a"),
         (lambda: ValueError("two\nlines"), False, "ValueError: two lines"),
         (killed, True, "a worker died 4 times"),
+        (lambda: EndpointConnectionError(endpoint_url="http://s3"), True, "EndpointConnectionError: Could not connect"),
         (CancelledError, False, "CancelledError"),
     ],
 )

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from wbc.storage.stores import is_from_a_store
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -33,6 +35,10 @@ def usage_errors() -> Iterator[None]:
         reason = f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error)
         _refuse(reason, error)
     except (ValueError, ImportError) as error:
+        _refuse(str(error), error)
+    except Exception as error:
+        if not is_from_a_store(error):
+            raise
         _refuse(str(error), error)
 
 

@@ -83,7 +83,7 @@ class Hold:
 
     def check(self) -> None:
         """Raises OutInUse where another run has taken OUT over, or may have, as the lease could not be renewed."""
-        standing = _read(self._lease)
+        standing = self._standing()
         if standing is not None and not _is_same(standing, self._holder):
             raise OutInUse(f"OUT was taken over by {standing}: this run was taken for dead")
         if time.monotonic() - self._renewed > TERM_SECONDS:
@@ -93,10 +93,18 @@ class Hold:
         """Let go of OUT."""
         self._ended.set()
         self._thread.join()
-        standing = _read(self._lease)
+        standing = self._standing()
         if standing is not None and _is_same(standing, self._holder):
             with suppress(OSError):
                 self._lease.unlink(missing_ok=True)
+
+    def _standing(self) -> Holder | None:
+        """The holder that the lease names now; None where nobody can tell."""
+        try:
+            return _read(self._lease)
+        except Exception as error:  # each store has its own for a network that fails
+            logger.warning("the lease %r cannot be read: %s", str(self._lease), error)
+            return None
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEW_SECONDS):
@@ -107,7 +115,7 @@ class Hold:
             except OutInUse as error:
                 logger.error("%s", error)
                 return
-            except OSError as error:
+            except Exception as error:  # each store has its own for a network that fails
                 logger.warning("the lease %r cannot be renewed: %s", str(self._lease), error)
 
 
@@ -216,10 +224,18 @@ def _content(holder: Holder) -> bytes:
 
 
 def _read(lease: UPath) -> Holder | None:
-    """The holder that the lease names; None where there is no lease, or a broken one."""
+    """The holder that the lease names; None where there is no lease, or a broken one.
+
+    Raises whatever the store does where it cannot tell: that the lease is not there must not be concluded from it.
+    """
     try:
-        return Holder(**json.loads(lease.read_bytes()))
-    except (OSError, ValueError, TypeError):
+        # Not opened as a file: of one that was listed before, an object store's client knows an older version.
+        content = lease.fs.cat_file(lease.path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return Holder(**json.loads(content))
+    except (ValueError, TypeError):
         return None
 
 
