@@ -35,6 +35,12 @@ def check_jpeg(name: str, content: bytes) -> None:
     _decode(name, content, "GRAY", 8)
 
 
+def check_strip(name: str, content: bytes) -> None:
+    """Raises FieldError as `decode_jpeg` for a JPEG of some rows of a field, over its whole width."""
+    if decode_jpeg(name, content) is None:
+        check_jpeg(name, content)
+
+
 def _decode(name: str, content: bytes, colours: str, reduction: int) -> NDArray[np.uint8] | None:
     try:
         return np.asarray(simplejpeg.decode_jpeg(content, colours, min_factor=reduction))

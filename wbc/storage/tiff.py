@@ -13,7 +13,7 @@ from PIL import Image
 
 from wbc.storage import ome
 from wbc.storage.checks import check_no_hole, check_size
-from wbc.storage.jpeg import check_jpeg
+from wbc.storage.jpeg import check_jpeg, check_strip
 from wbc.types import FieldError
 
 if TYPE_CHECKING:
@@ -152,8 +152,9 @@ def _check_whole(name: str, content: bytes, part: Any, page: "TiffPage") -> None
         raise FieldError(name, "is damaged: its data are shorter than its picture")
     if page.compression == _JPEG and page.bitspersample == 8:
         tables = page.jpegtables[:-2] if page.jpegtables else b""
+        check = check_jpeg if page.is_tiled else check_strip  # tiles of undamaged fields shift by up to nine levels
         for offset, count in segments:
-            check_jpeg(name, tables + content[offset + 2 * bool(tables) : offset + count])
+            check(name, tables + content[offset + 2 * bool(tables) : offset + count])
 
 
 def _samples_last(name: str, tiff: "TiffFile", series: "TiffPageSeries") -> NDArray[Any]:

@@ -5,6 +5,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import simplejpeg
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -127,6 +128,17 @@ def test_jpeg_whose_colours_shift_from_one_block_on_is_refused(subsampling: str)
     content = encoded(FIELD, "JPEG", quality=92, subsampling=subsampling)
     with pytest.raises(FieldError, match=r"is damaged: from row \d+, column \d+ on all colours are off by \d+ levels"):
         decode_field("f", first_visible_flip(content))
+
+
+def test_strip_of_a_tiff_whose_colours_shift_is_refused() -> None:
+    sink = BytesIO()
+    tifffile.imwrite(sink, FIELD, photometric="rgb", compression="jpeg", rowsperstrip=160)
+    content = sink.getvalue()
+    page = tifffile.TiffFile(BytesIO(content)).pages.first
+    assert page.jpegtables is None
+    start, end = page.dataoffsets[1], page.dataoffsets[1] + page.databytecounts[1]
+    with pytest.raises(FieldError, match=r"is damaged: from row \d+, column \d+ on all colours are off by \d+ levels"):
+        decode_field("f", content[:start] + first_visible_flip(content[start:end]) + content[end:])
 
 
 def test_picture_without_any_content_is_refused() -> None:
