@@ -1,5 +1,6 @@
 """The frozen values that flow through a count: slides, keys of work, tiles, detections, differentials."""
 
+import math
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, TypeVar
@@ -84,13 +85,15 @@ class ChunkKey:
         return [FieldKey(self.slide_id, i) for i in self.indices]
 
     def cut(self, size: int) -> "list[ChunkKey]":
-        """The chunk in parts of at most `size` fields, in order."""
+        """The chunk in even parts of at most `size` fields, in order."""
         return [ChunkKey(self.slide_id, part) for part in cut(self.indices, size)]
 
 
 def cut(items: tuple[T, ...], size: int) -> list[tuple[T, ...]]:
-    """The items in parts of at most `size`, in order."""
-    return [items[i : i + size] for i in range(0, len(items), size)]
+    """The items in order, in as few parts of at most `size` as can be, of even lengths, the longer ones first."""
+    n = math.ceil(len(items) / size)
+    starts = [math.ceil(len(items) * k / n) for k in range(n)]
+    return [items[start:end] for start, end in zip(starts, [*starts[1:], len(items)], strict=True)]
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -17,7 +17,7 @@ from wbc.taxonomy import Taxonomy
 from wbc.types import Precision, Slide
 
 # Raised by hand with every change of the program that can change a cell; a test over rendered slides asks for it.
-COUNTING_VERSION = 3
+COUNTING_VERSION = 4
 # Every box that the detector gives from this score on is named and kept, whatever score a count asks for.
 LOWEST_SCORE = 0.05
 PRECISIONS: tuple[Precision | None, ...] = (None, *get_args(Precision))
@@ -47,10 +47,18 @@ class CountSettings:
 
 @dataclass(frozen=True, slots=True)
 class WorkSettings:
-    """How the work is cut, which changes no cell: fields a future, and pixels of one forward pass of the detector."""
+    """How the work is cut, which changes no cell: the most fields and pixels of a call, and pixels of a forward pass.
+
+    `chunk_px` keeps the cores alike busy to the end: a call on large fields takes seconds.
+    """
 
     chunk_fields: int = 8
+    chunk_px: int = 10_000_000
     batch_px: int = BATCH_PX
+
+    def fields_at_once(self, field_px: int) -> int:
+        """How many fields of so many pixels one call on the models gets."""
+        return max(1, min(self.chunk_fields, self.chunk_px // max(1, field_px)))
 
 
 def new_run_id() -> str:

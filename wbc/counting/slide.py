@@ -19,7 +19,7 @@ from wbc.counting.worker import detect_chunk, ingest_chunk
 from wbc.storage.atomic import remove_folder
 from wbc.storage.counts import change_source, read_source
 from wbc.storage.pixels import create_group
-from wbc.types import ChunkKey, Slide
+from wbc.types import ChunkKey, Slide, cut
 
 __all__ = [
     "CountSettings",
@@ -118,8 +118,9 @@ def _detections(
         progress(len(ingested.duplicates), 0)
     if not scales:
         return DetectedChunk.concatenate([])
-    keys = ChunkKey(ingested.slide.slide_id, tuple(scales)).cut(job.work.chunk_fields)
-    parts = [tuple(ingested.ready(i, scales[i].um_per_px) for i in key.indices) for key in keys]
+    fields = tuple(ingested.ready(i, scale.um_per_px) for i, scale in scales.items())
+    largest_px = max(field.pixels.height * field.pixels.width for field in fields)
+    parts = cut(fields, job.work.fields_at_once(largest_px))
     futures = [executor.submit(detect_chunk, part, job) for part in parts]
     detected = []
     try:

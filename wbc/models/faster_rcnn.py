@@ -13,9 +13,10 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, clip_boxes_to_image
+from torchvision.ops import FeaturePyramidNetwork, clip_boxes_to_image
 
 from wbc.models.bfloat16 import InBfloat16
+from wbc.models.roi_align import PyramidRoIAlign
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ class RefiningHeads(RoIHeads):  # type: ignore[misc]
 
     def __init__(self, n_classes: int, settings: FasterRCNNSettings) -> None:
         super().__init__(
-            MultiScaleRoIAlign(
+            PyramidRoIAlign(
                 list(LEVELS),
                 output_size=settings.bins,
                 sampling_ratio=settings.samples_a_bin,

@@ -64,7 +64,7 @@ DESCRIPTION = {
     "parents": st.lists(st.builds(ModelRef, text, text)).map(tuple),
     "taught": st.none() | st.builds(Teaching, text, text, sides, st.dictionaries(text, sides), st.just("fitted")),
 }
-WORK = {"chunk_fields": sides, "batch_px": sides}
+WORK = {"chunk_fields": sides, "chunk_px": sides, "batch_px": sides}
 HOW = {
     "out": text.map(UPath),
     "device": st.sampled_from(["cpu", "cuda", "cuda:1"]),
@@ -199,3 +199,8 @@ def test_scores_and_taxonomies_are_counted_from_the_same_detections() -> None:
     assert not are_detections_of(own, slide, {"a.png": "1"}, job)
     assert not are_detections_of(own, replace(slide, um_per_px=0.2), sha256, job)
     assert not are_detections_of(None, slide, sha256, job)
+
+
+@pytest.mark.parametrize(("field_px", "fields"), [(640 * 480, 8), (2560 * 1920, 2), (20_000 * 20_000, 1), (0, 8)])
+def test_large_fields_come_in_short_chunks(field_px: int, fields: int) -> None:
+    assert WorkSettings().fields_at_once(field_px) == fields
