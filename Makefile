@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PACKAGES := -c constraints.txt -e ".[train,server,s3,dev]"
+PACKAGES := -c constraints.txt -e ".[train,server,s3,mlflow,dev]"
 
 .PHONY: setup demo check test test-fast docs
 

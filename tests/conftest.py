@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ from wbc.storage.counts import commit
 from wbc.storage.tables import FailedField, Seconds, SlideRow
 from wbc.taxonomy import Taxonomy, load_taxonomy
 
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 settings.register_profile("wbc", deadline=None)  # how long an example takes tells of the machine's other work
 settings.load_profile("wbc")
 torch.set_num_threads(1)  # tests share the machine with each other, and small tensors gain nothing from threads
@@ -80,6 +82,24 @@ def bucket() -> Iterator[UPath]:
         lab.mkdir()
         yield lab
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database of MLflow's: making one takes it seconds."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_registered_models()
+    return path
+
+
+@pytest.fixture
+def mlflow_file(mlflow_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of an MLflow database of the test's own, in its tmp_path, which versions are kept in."""
+    shutil.copy(mlflow_template, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    return f"sqlite:///{tmp_path}/mlflow.db"
 
 
 @pytest.fixture(scope="session")

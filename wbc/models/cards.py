@@ -14,6 +14,10 @@ LATER = {"reference_sha256": "", "stranger_threshold": None, "even_light": False
 Task = Literal["detector", "classifier"]
 
 
+class ModelError(ValueError):
+    """A model reference that cannot be used, with the reason."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelRef:
     """A model as a count names it: what the user wrote, and the digest of the card and weights that this meant then."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from upath import UPath
 
-from wbc.models.cards import ModelCard, ModelRef, Task
+from wbc.models.cards import ModelCard, ModelError, ModelRef, Task
 from wbc.storage.atomic import staged
 
 if TYPE_CHECKING:
@@ -43,10 +43,7 @@ CARD = "card.json"
 BESIDE = "beside."  # begins the names of arrays that are stored with a module's weights and are none of them
 REFERENCE_CELLS = "reference_cells.safetensors"
 BUNDLED = Path(__file__).parent / "weights"
-
-
-class ModelError(ValueError):
-    """A model reference that cannot be used, with the reason."""
+REGISTERED = "models:/"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,23 +68,14 @@ def locate(reference: str) -> Path:
         if not (folder / CARD).is_file():
             raise ModelError(f"no bundled model {reference!r}; there are {', '.join(bundled_models())}")
         return folder
-    if reference.startswith("models:/"):
-        return _from_mlflow(reference)
+    if reference.startswith(REGISTERED):
+        from wbc.models.tracking import fetch  # MLflow is heavy, and only for those who keep a registry
+
+        return fetch(reference)
     folder = Path(reference)
     if not (folder / CARD).is_file():
         raise ModelError(f"no model {reference!r}: {folder / CARD} does not exist")
     return folder
-
-
-def _from_mlflow(reference: str) -> Path:
-    try:
-        import mlflow.artifacts  # heavy, and only for those who keep a registry
-    except ModuleNotFoundError as error:
-        raise ModelError(f"{reference!r} is in an MLflow registry: pip install 'wbc[mlflow]'") from error
-    try:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=reference))
-    except Exception as error:
-        raise ModelError(f"no model {reference!r} in the MLflow registry: {error}") from error
 
 
 def read_card(reference: str) -> ModelCard:
@@ -124,7 +112,14 @@ def _digest(path: str, _size: int, _modified: int) -> str:
 
 
 def resolve(reference: str, task: Task) -> tuple[ModelRef, ModelCard]:
-    """A reference pinned to what it means now, with its card. Raises ModelError where it is no model for `task`."""
+    """A reference pinned to what it means now, with its card. Raises ModelError where it is no model for `task`.
+
+    An alias of a registry becomes the version that it stands for: who has the result never meets another.
+    """
+    if reference.startswith(REGISTERED):
+        from wbc.models.tracking import pinned
+
+        reference = pinned(reference)
     card = read_card(reference)
     if card.task != task:
         raise ModelError(f"{reference!r} is a {card.task}, not a {task}")
