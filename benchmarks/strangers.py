@@ -76,7 +76,9 @@ def measure(config: Path, data: Path, out: Path, steps: int, only: Sequence[str]
     plan = read_toml(config, ClassifierConfig)
     taxonomy = load_taxonomy(plan.taxonomy)
     # From ImageNet: the model that a config starts from may have seen the stranger.
-    plan = replace(plan, start="", measure=(), loop=replace(plan.loop, steps=steps or plan.loop.steps))
+    plan = replace(
+        plan, start="", measure=(), may_lack=plan.classes, loop=replace(plan.loop, steps=steps or plan.loop.steps)
+    )
     rows = []
     for stranger in (*plan.data, TECOM):
         if only and stranger.set not in only:

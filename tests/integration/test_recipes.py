@@ -155,9 +155,14 @@ def test_a_classifier_starts_from_another_and_its_frozen_parts_stay(data: Path, 
     train_classifier(first, data, tmp_path / "first", "cpu")
     config = tmp_path / "second.toml"
     text = first.read_text().replace('"lymphocyte"]', '"lymphocyte", "monocyte"]')
-    config.write_text(f'start = "{tmp_path / "first"}"\nfrozen = ["conv_stem", "bn1", "blocks.0"]\n{text}')
+    start = f'start = "{tmp_path / "first"}"\nfrozen = ["conv_stem", "bn1", "blocks.0"]\n'
+    config.write_text(f"{start}{text}")
+    with pytest.raises(ValueError, match=r"second\.toml: the data have no sample of monocyte: add some, "):
+        train_classifier(config, data, tmp_path / "second", "cpu")
+    config.write_text(f'{start}may_lack = ["monocyte"]\n{text}')
     card = train_classifier(config, data, tmp_path / "second", "cpu")
     assert card.classes[-1] == "monocyte"
+    assert [parent.reference for parent in card.parents] == [str(tmp_path / "first")]
     before, after = (load_file(tmp_path / model / registry.WEIGHTS) for model in ("first", "second"))
     assert before.keys() == after.keys()
     same = {
@@ -217,6 +222,38 @@ def test_any_architecture_that_offers_what_training_asks_is_trained(
     assert {"smears AP", "smears AP50"} <= set(card.metrics)
     ref, _ = registry.resolve(str(tmp_path / "model"), "detector")
     assert isinstance(registry.load(ref, "cpu").module, OneCell)
+
+
+def test_a_detector_starts_from_another_class_by_class(data: Path, names: dict[str, str], tmp_path: Path) -> None:
+    first = detector_config(tmp_path / "first.toml", names)
+    train_detector(first, data, tmp_path / "first", "cpu")
+    config = tmp_path / "second.toml"
+    text = first.read_text().replace('"rbc", "platelet", "wbc"', '"wbc", "rbc", "platelet"')
+    unmoved = text.replace("batch = 1", "batch = 1\nrate = 0.0\naverage = 0.0")
+    config.write_text(f'start = "{tmp_path / "first"}"\n{unmoved}')
+    card = train_detector(config, data, tmp_path / "second", "cpu")
+    assert [parent.reference for parent in card.parents] == [str(tmp_path / "first")]
+    before, after = (load_file(tmp_path / model / registry.WEIGHTS) for model in ("first", "second"))
+    rows = "roi_heads.box_predictor.cls_score.weight"
+    assert torch.equal(after[rows], before[rows][[0, 3, 1, 2]])  # the background's stays the first
+    assert torch.equal(
+        after["backbone.body.blocks.3.0.conv_pw.weight"], before["backbone.body.blocks.3.0.conv_pw.weight"]
+    )
+
+
+def test_a_detector_learns_from_whole_pictures_at_their_scale(
+    data: Path, names: dict[str, str], tmp_path: Path
+) -> None:
+    config = detector_config(tmp_path / "detector.toml", names)
+    text = config.read_text().replace("um_per_px = 0.2\n", "")
+    text = text.replace("[mosaic]\nsize_px = 128", "[whole]\nshort_px = 160")
+    watched = text[text.index("[[measure]]") :].replace("[[measure]]", "[[watch]]")
+    config.write_text(text.replace("batch = 1", 'batch = 1\noptimizer = "sgd"\nwatch_every = 1') + watched)
+    card = train_detector(config, data, tmp_path / "model", "cpu")
+    assert card.um_per_px == pytest.approx(SmearSettings().um_per_px * 400 / 160, rel=0.3)  # by few red cells
+    curves = pd.read_csv(tmp_path / "model" / "curves.csv")
+    assert curves[curves["curve"] == "smears AP50"]["step"].tolist() == [1, 2]
+    assert set(curves["curve"]) >= {"loss_classifier", "loss_box_reg", "smears AP"}
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,12 @@ PATCH_PX = 176
 class Crops:
     """Cells in memory: `pixels` uint8 (N,176,176,3), 26 µm a side around the cell's middle; `labels` N cell types.
 
-    A label may be coarse.
+    A label may be coarse. `names` say where each cell is from, where that is known.
     """
 
     pixels: NDArray[np.uint8]
     labels: tuple[str, ...]
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.pixels.shape != (len(self.labels), PATCH_PX, PATCH_PX, 3):
@@ -47,7 +48,8 @@ def read_crop_table(path: Path, split: str, um_per_px: float, leave_out: tuple[s
             picture = file.convert("RGB")
         w, h = picture.size
         patches.append(patch(np.asarray(picture), w / 2, h / 2, um_per_px))
-    return Crops(np.stack(patches), tuple(rows["kind"]))
+    names = rows["file"] if "file" in rows else rows.index.astype(str)
+    return Crops(np.stack(patches), tuple(rows["kind"]), tuple(f"{path}: {name}" for name in names))
 
 
 def read_cell_pictures(images: Path, kinds: Path, um_per_px: float) -> Crops:
@@ -62,7 +64,7 @@ def read_cell_pictures(images: Path, kinds: Path, um_per_px: float) -> Crops:
             raise ValueError(f"{kinds}: there is no picture {stem} in {images}")
         pixels = _pixels(pictures[stem])
         patches.append(patch(pixels, pixels.shape[1] / 2, pixels.shape[0] / 2, um_per_px))
-    return Crops(_stack(patches), tuple(table["label"]))
+    return Crops(_stack(patches), tuple(table["label"]), tuple(str(pictures[stem]) for stem in table["image"]))
 
 
 def read_cell_boxes(images: Path, cells: Path, um_per_px: float) -> Crops:
@@ -80,12 +82,13 @@ def read_cell_boxes(images: Path, cells: Path, um_per_px: float) -> Crops:
         for row in rows:
             x0, y0, x1, y1 = sides[row]
             patches[int(row)] = patch(pixels, (x0 + x1) / 2, (y0 + y1) / 2, um_per_px)
-    return Crops(_stack([patches[row] for row in range(len(table))]), tuple(table["kind"].astype(str)))
+    names = tuple(f"{images / str(name)}, line {line} of {cells.name}" for line, name in enumerate(table["field"], 2))
+    return Crops(_stack([patches[row] for row in range(len(table))]), tuple(table["kind"].astype(str)), names)
 
 
 def cut_crops(pictures: list[LabelledPicture], kinds: dict[str, str], um_per_px: float) -> Crops:
     """The white cell of each picture that has exactly one and a sure kind: `kinds` maps file stems to cell types."""
-    patches, labels = [], []
+    patches, labels, names = [], [], []
     for p in pictures:
         white = [i for i, label in enumerate(p.labels) if label == "wbc"]
         if len(white) != 1 or p.path.stem not in kinds:
@@ -93,12 +96,13 @@ def cut_crops(pictures: list[LabelledPicture], kinds: dict[str, str], um_per_px:
         x0, y0, x1, y1 = p.boxes[white[0]]
         patches.append(patch(_pixels(p.path), (x0 + x1) / 2, (y0 + y1) / 2, um_per_px))
         labels.append(kinds[p.path.stem])
-    return Crops(_stack(patches), tuple(labels))
+        names.append(str(p.path))
+    return Crops(_stack(patches), tuple(labels), tuple(names))
 
 
 def cut_named_cells(pictures: Sequence[LabelledPicture], is_wanted: Callable[[str], bool], um_per_px: float) -> Crops:
     """Every cell of the pictures whose label is wanted."""
-    patches, labels = [], []
+    patches, labels, names = [], [], []
     for p in pictures:
         wanted = [i for i, label in enumerate(p.labels) if is_wanted(label)]
         if not wanted:
@@ -108,7 +112,8 @@ def cut_named_cells(pictures: Sequence[LabelledPicture], is_wanted: Callable[[st
             x0, y0, x1, y1 = p.boxes[i]
             patches.append(patch(pixels, (x0 + x1) / 2, (y0 + y1) / 2, um_per_px))
             labels.append(p.labels[i])
-    return Crops(_stack(patches), tuple(labels))
+            names.append(f"{p.path}, box {i + 1}")
+    return Crops(_stack(patches), tuple(labels), tuple(names))
 
 
 def _pixels(path: Picture) -> NDArray[np.uint8]:

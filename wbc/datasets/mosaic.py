@@ -17,7 +17,8 @@ LARGEST_RED_CELL_PX = 62
 class Source:
     """A data set in memory: pixels uint8 (H,W,3), boxes and labels a picture, one scale, and how often it is drawn.
 
-    `platelets` are cut-outs uint8 (h,w,3) of single platelets, each in the middle two thirds of its cut-out.
+    `platelets` are cut-outs uint8 (h,w,3) of single platelets, each in the middle two thirds of its cut-out. `names`
+    are the pictures' addresses, where they have any.
     """
 
     pixels: list[NDArray[np.uint8]]
@@ -27,6 +28,7 @@ class Source:
     weight: float
     platelets: list[NDArray[np.uint8]] = field(default_factory=list)
     platelet_label: int = 0
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,16 @@ class MosaicSettings:
     largest_red_cell_px: float = 50.0
     visible: float = 0.35
     giant_platelets: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledPixels:
+    """A drawn picture uint8 (H,W,3), its boxes float32 (N,4) in its px and labels (N,), and what it was made of."""
+
+    pixels: NDArray[np.uint8]
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    pictures: tuple[str, ...]
 
 
 def load_source(pictures: list[LabelledPicture], um_per_px: float, classes: list[str], weight: float) -> Source:
@@ -66,7 +78,8 @@ def load_source(pictures: list[LabelledPicture], um_per_px: float, classes: list
         labels.append(np.array([number[label] for label in p.labels], np.int64))
     label = number.get("platelet", 0)
     cut_outs = [c for i in range(len(pixels)) for c in _cut_out(pixels[i], boxes[i], labels[i] == label)]
-    return Source(pixels, boxes, labels, um_per_px / coarser, weight, cut_outs, label)
+    names = tuple(str(p.path) for p in pictures)
+    return Source(pixels, boxes, labels, um_per_px / coarser, weight, cut_outs, label, names)
 
 
 def _cut_out(
@@ -122,7 +135,7 @@ def add_giant_platelets(
 
 def draw_piece(
     source: Source, red_cell_px: float, settings: MosaicSettings, jitter: Jitter, rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]:
+) -> LabelledPixels:
     """One picture of `source`, turned, sheared, stained anew and scaled so that red cells measure `red_cell_px`."""
     i = int(rng.integers(len(source.pixels)))
     pixels, boxes = turn(source.pixels[i], source.boxes[i], rng)
@@ -135,13 +148,13 @@ def draw_piece(
     boxes, labels = boxes * scale, source.labels[i]
     if source.platelets and rng.random() < settings.giant_platelets:
         piece, boxes, labels = add_giant_platelets(piece, boxes, labels, source, red_cell_px, rng)
-    return jitter_stain(piece, jitter, rng), boxes, labels
+    return LabelledPixels(jitter_stain(piece, jitter, rng), boxes, labels, source.names[i : i + 1])
 
 
 def draw_mosaic(
     sources: list[Source], settings: MosaicSettings, jitter: Jitter, rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]:
-    """A canvas uint8 (S,S,3) of rows of pictures, with boxes float32 (N,4) in canvas pixels and labels int64 (N,).
+) -> LabelledPixels:
+    """A canvas uint8 (S,S,3) of rows of pictures, with their boxes in canvas pixels.
 
     Half of the canvases hold one data set, as a slide does; the others mix them.
     """
@@ -150,25 +163,27 @@ def draw_mosaic(
     weights = np.array([s.weight for s in sources])
     weights /= weights.sum()
     alone = int(rng.choice(len(sources), p=weights)) if rng.random() < 0.5 else None
-    all_boxes, all_labels = [np.zeros((0, 4), np.float32)], [np.zeros(0, np.int64)]
+    all_boxes, all_labels, pictures = [np.zeros((0, 4), np.float32)], [np.zeros(0, np.int64)], list[str]()
     y = 0
     while y < size:
         red_cell_px = np.exp(rng.uniform(np.log(settings.smallest_red_cell_px), np.log(settings.largest_red_cell_px)))
         height, x, spare = min(int(4.3 * red_cell_px), size - y), 0, int(rng.integers(0, 60))
         while x < size:
             source = sources[alone if alone is not None else int(rng.choice(len(sources), p=weights))]
-            pixels, boxes, labels = draw_piece(source, red_cell_px * rng.uniform(0.92, 1.08), settings, jitter, rng)
-            top = int(rng.integers(0, max(1, pixels.shape[0] - height + 1)))
-            left = spare if x == 0 and pixels.shape[1] > 2 * spare else 0
-            piece = pixels[top : top + height, left : left + size - x]
-            boxes = boxes - np.array([left, top] * 2, np.float32)
-            boxes, labels = cut(boxes, labels, piece.shape[:2], settings.visible)
+            drawn = draw_piece(source, red_cell_px * rng.uniform(0.92, 1.08), settings, jitter, rng)
+            top = int(rng.integers(0, max(1, drawn.pixels.shape[0] - height + 1)))
+            left = spare if x == 0 and drawn.pixels.shape[1] > 2 * spare else 0
+            piece = drawn.pixels[top : top + height, left : left + size - x]
+            boxes = drawn.boxes - np.array([left, top] * 2, np.float32)
+            boxes, labels = cut(boxes, drawn.labels, piece.shape[:2], settings.visible)
             canvas[y : y + piece.shape[0], x : x + piece.shape[1]] = piece
             all_boxes.append(boxes + np.array([x, y] * 2, np.float32))
             all_labels.append(labels)
+            pictures += drawn.pictures
             x += piece.shape[1]
         y += height
-    return jitter_optics(add_debris(canvas, rng), jitter, rng), np.concatenate(all_boxes), np.concatenate(all_labels)
+    canvas = jitter_optics(add_debris(canvas, rng), jitter, rng)
+    return LabelledPixels(canvas, np.concatenate(all_boxes), np.concatenate(all_labels), tuple(pictures))
 
 
 def cut(

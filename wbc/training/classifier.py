@@ -20,12 +20,15 @@ from wbc.datasets.crops import Crops
 from wbc.models import registry
 from wbc.models.cards import ModelCard
 from wbc.models.imagenet import MEAN, STD
+from wbc.models.registry import LoadedModel
 from wbc.revision import code_revision, file_revision
 from wbc.taxonomy import label_matrix, load_taxonomy
+from wbc.training.checkpoint import CHECKPOINT
 from wbc.training.classifier_data import CropData, CropSamples, CropSettings, read_crops
-from wbc.training.loop import LoopSettings, fit
-from wbc.training.measure import count_windows, measure_classifier
-from wbc.training.start import freeze_parts, start_from_imagenet, start_from_model, untrained
+from wbc.training.loop import Lesson, LoopSettings, fit
+from wbc.training.measure import classifier_figures, count_windows, measure_classifier
+from wbc.training.processes import processes_for, rank, train_together
+from wbc.training.start import check_shown, freeze_parts, start_from_imagenet, start_from_model, untrained
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +41,9 @@ class ClassifierConfig:
     `start` names a classifier to start from instead, and `frozen` parts that keep what they start from, batch
     statistics included (timm's names, with or without a dot at their end).
     Coarse labels of `data` train through the tree of `taxonomy`. A cell that the classifier names with a probability
-    below `threshold` is unidentified; on a slide that looks like none of `data`, below `stranger_threshold`.
+    below `threshold` is unidentified; on a slide that looks like none of `data`, below `stranger_threshold`. `watch` is
+    measured now and then while it learns, `measure` at the end. The data must show every class but those that they
+    `may_lack`.
     """
 
     classes: tuple[str, ...]
@@ -55,12 +60,16 @@ class ClassifierConfig:
     frozen: tuple[str, ...] = ()
     crop: CropSettings = field(default_factory=CropSettings)
     jitter: Jitter = field(default_factory=Jitter)
+    may_lack: tuple[str, ...] = ()
     measure: tuple[CropData, ...] = ()
+    watch: tuple[CropData, ...] = ()
     credits: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not all(measured.set for measured in self.measure):
+        if not all(measured.set for measured in (*self.measure, *self.watch)):
             raise ValueError("each [[measure]] needs a name for its figures: set")
+        if len(self.classes) < 2:
+            raise ValueError(f"classes are {list(self.classes)}: a classifier needs two to tell apart")
 
     def card(self, source: Path) -> ModelCard:
         """The card of a classifier that is trained by this config, whose file is `source`."""
@@ -85,49 +94,76 @@ class ClassifierConfig:
         )
 
 
-def train_classifier(config: Path, data: Path, out: Path, device: str) -> ModelCard:
+def train_classifier(config: Path, data: Path, out: Path, device: str, processes: int = 0) -> ModelCard:
     """Train a classifier as `config` says on the data sets below `data` and save it in `out`; resumes what is there.
 
-    Raises ValueError for a config or data that cannot be used, naming the file.
+    `processes` train together, 0 means one for each GPU. Raises ValueError for a config or data that cannot be used,
+    naming the file.
     """
-    return train_as_planned(read_toml(config, ClassifierConfig), config, data, out, device)
+    return train_as_planned(read_toml(config, ClassifierConfig), config, data, out, device, processes)
 
 
-def train_as_planned(plan: ClassifierConfig, config: Path, data: Path, out: Path, device: str) -> ModelCard:
+def train_as_planned(
+    plan: ClassifierConfig, config: Path, data: Path, out: Path, device: str, processes: int = 0
+) -> ModelCard:
     """`train_classifier` by a plan that the file `config` holds, or that was made from it."""
-    card = plan.card(config)
-    model = _untrained(plan, card, config)
+    n = processes_for(device, processes, plan.loop.batch)
+    return train_together(n, device, _train, plan, config, data, out)
+
+
+def _train(plan: ClassifierConfig, config: Path, data: Path, out: Path, device: str) -> ModelCard:
+    card, model = _untrained(plan, plan.card(config), config)
     crops = [read_crops(spec, data) for spec in plan.data]
-    samples, matrix = _samples(plan, crops)
-    losses = tree_losses(matrix, MEAN, STD)
-    trained = fit(model.to(device), samples, _stack, losses, plan.loop, out / "checkpoint.pt")
+    samples, matrix = _samples(plan, crops, config)
+    card = replace(card, dataset=f"{card.dataset}, data {samples.digest[:12]}")
+    lesson = Lesson(samples, _stack, tree_losses(matrix, MEAN, STD), _watch(plan, data, card))
+    trained = fit(model.to(device), lesson, plan.loop, out / CHECKPOINT)
     unfreeze_batch_norm_2d(trained)  # type: ignore[no-untyped-call]  # timm's frozen ones lack a key of the state dict
+    if rank():
+        return card
     looks = KnownLooks.of([appearance(count_windows(part, card)) for part in crops])
     card = registry.save(out, trained.eval(), card, looks.arrays())
     card = replace(card, metrics=measure_classifier(plan.measure, data, out, device))
     return registry.save(out, trained, card, looks.arrays())
 
 
-def _untrained(plan: ClassifierConfig, card: ModelCard, config: Path) -> nn.Module:
+def _untrained(plan: ClassifierConfig, card: ModelCard, config: Path) -> tuple[ModelCard, nn.Module]:
+    """The module that training starts from, and its card, which names the model that it starts from, if any."""
     model = untrained(card, config, plan.loop.seed)
     if plan.start:
-        start_from_model(model, card, plan.start)
+        card = replace(card, parents=(start_from_model(model, card, plan.start),))
     elif plan.imagenet:
         log.info("not from ImageNet: %s", start_from_imagenet(model, config))
     try:
         freeze_parts(model, plan.frozen)
     except AttributeError as error:
         raise ValueError(f"{config}: frozen is {list(plan.frozen)}: {error}") from error
-    return model
+    return card, model
 
 
-def _samples(plan: ClassifierConfig, crops: list[Crops]) -> tuple[CropSamples, NDArray[np.float32]]:
-    """The crops that are drawn, and which classes each of their labels covers."""
+def _samples(plan: ClassifierConfig, crops: list[Crops], config: Path) -> tuple[CropSamples, NDArray[np.float32]]:
+    """The crops that are drawn, and which classes each of their labels covers.
+
+    Raises ValueError where they do not show a class that they must.
+    """
     labels = sorted({label for part in crops for label in part.labels})
     rows = {label: i for i, label in enumerate(labels)}
     parts = [(part, rows, spec.weight) for part, spec in zip(crops, plan.data, strict=True)]
     matrix = label_matrix(load_taxonomy(plan.taxonomy), plan.classes, labels)
+    check_shown(plan.classes, set(np.flatnonzero(matrix.any(0)).tolist()), plan.may_lack, config)
     return CropSamples(parts, plan.crop, plan.jitter, plan.loop.seed), matrix
+
+
+def _watch(plan: ClassifierConfig, data: Path, card: ModelCard) -> Callable[[nn.Module], dict[str, float]] | None:
+    """Measures an unfinished classifier on what the plan watches."""
+    if not plan.watch:
+        return None
+
+    def watch(model: nn.Module) -> dict[str, float]:
+        device = next(model.parameters()).device
+        return classifier_figures(plan.watch, data, LoadedModel(model, card, device))
+
+    return watch
 
 
 def _stack(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
@@ -143,7 +179,7 @@ def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 def tree_losses(
     matrix: NDArray[np.float32], mean: tuple[float, ...], std: tuple[float, ...], smoothing: float = 0.05
 ) -> Callable[[nn.Module, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-    """A `losses` function for `loop.fit`: cross-entropy of labels that may be coarse.
+    """The losses of a `Lesson`: cross-entropy of labels that may be coarse.
 
     Row r of `matrix` (R,C) marks the classes that label r covers; its probability is the sum of theirs.
     """

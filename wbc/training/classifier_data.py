@@ -1,6 +1,7 @@
 """What classifiers learn from: single cells of several data sets, drawn endlessly under random stain and optics."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,6 +27,7 @@ from wbc.datasets.crops import (
     read_crop_table,
 )
 from wbc.datasets.labels import red_cell_um_per_px
+from wbc.datasets.steady import arrays_digest, steady
 from wbc.taxonomy import UNIDENTIFIED, load_taxonomy
 from wbc.training.detector_data import BoxData, StoreData, of_one_scale, read_boxes
 
@@ -84,11 +86,33 @@ CropData = Annotated[CropTable | CutCells | CellPictures | CellBoxes | StoreData
 
 
 def read_crops(spec: CropData, data: Path) -> Crops:
-    """Single cells of one data set below `data`. Raises ValueError as its reader does."""
+    """Single cells of one data set below `data`.
+
+    Raises ValueError as its reader does, and where it changes while it is read.
+    """
+    with steady(*(data / place for place in _places(spec))):
+        return _read_format(spec, data)
+
+
+def _places(spec: CropData) -> tuple[str, ...]:
+    """The files and folders of a data set."""
+    match spec:
+        case CropTable():
+            return (spec.table,)
+        case CellPictures():
+            return spec.images, spec.kinds
+        case CellBoxes():
+            return spec.images, spec.cells
+        case StoreData():
+            return ()  # nothing in a store ever changes
+    return spec.images, spec.annotations, spec.kinds
+
+
+def _read_format(spec: CropData, data: Path) -> Crops:
     match spec:
         case CropTable():
             parts = [read_crop_table(data / spec.table, split, spec.um_per_px, spec.leave_out) for split in spec.splits]
-            return Crops(np.concatenate([c.pixels for c in parts]), tuple(label for c in parts for label in c.labels))
+            return _joined(parts)
         case CellPictures():
             return read_cell_pictures(data / spec.images, data / spec.kinds, spec.um_per_px)
         case CellBoxes():
@@ -96,6 +120,11 @@ def read_crops(spec: CropData, data: Path) -> Crops:
         case StoreData():
             return _stored_cells(spec, data)
     return _cut_cells(spec, data)
+
+
+def _joined(parts: list[Crops]) -> Crops:
+    names = tuple(name for c in parts for name in c.names)
+    return Crops(np.concatenate([c.pixels for c in parts]), tuple(label for c in parts for label in c.labels), names)
 
 
 def _stored_cells(spec: StoreData, data: Path) -> Crops:
@@ -107,7 +136,7 @@ def _stored_cells(spec: StoreData, data: Path) -> Crops:
 
     scaled = of_one_scale(pictures, spec.um_per_px)
     parts = [cut_named_cells(alike, is_named, scale) for scale, alike in scaled.items()]
-    crops = Crops(np.concatenate([c.pixels for c in parts]), tuple(label for c in parts for label in c.labels))
+    crops = _joined(parts)
     if not crops.labels:
         raise ValueError(f"{spec.store}: no white cell with a kind in this annotation store")
     return crops
@@ -160,16 +189,32 @@ class CropSamples(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Sample `index`."""
-        rng = np.random.default_rng([self.seed, index])
-        part = int(rng.choice(len(self.parts), p=self.weights))
-        among = self.of_label[part][int(rng.choice(len(self.chance[part]), p=self.chance[part]))]
-        i = among[int(rng.integers(len(among)))]
+        part, i, rng = self._drawn(index)
         pixels = random_window(self.parts[part].pixels[i], self.crop, rng)
         if len(self.parts) > 1 and rng.random() < self.crop.other_stain:
             pixels = take_stain(pixels, self._cell_elsewhere(part, rng), rng.uniform(0, 1))
         pixels = jitter_optics(jitter_stain(pixels, self.jitter, rng), self.jitter, rng)
         pixels = even_light(pixels[None])[0] if self.crop.even_light else pixels
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), self.rows[part][i]
+
+    def pictures(self, index: int) -> list[str]:
+        """The cell of sample `index`, by its name, where it has one."""
+        part, i, _ = self._drawn(index)
+        return [self.parts[part].names[i] if self.parts[part].names else f"cell {i + 1} of data set {part + 1}"]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all cells with their labels' rows."""
+        return arrays_digest(
+            a for part, rows in zip(self.parts, self.rows, strict=True) for a in (part.pixels, np.array(rows))
+        )
+
+    def _drawn(self, index: int) -> tuple[int, int, np.random.Generator]:
+        """The part of sample `index`, the number of its cell there, and the dice for all that is done to it."""
+        rng = np.random.default_rng([self.seed, index])
+        part = int(rng.choice(len(self.parts), p=self.weights))
+        among = self.of_label[part][int(rng.choice(len(self.chance[part]), p=self.chance[part]))]
+        return part, among[int(rng.integers(len(among)))], rng
 
     def _cell_elsewhere(self, part: int, rng: np.random.Generator) -> NDArray[np.uint8]:
         others = [p for i, p in enumerate(self.parts) if i != part]

@@ -1,7 +1,7 @@
 """The recipe for detectors: mosaics of labelled pictures, ImageNet features, calibrated scores."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,21 @@ from torch import Tensor, nn
 from wbc import __version__
 from wbc.configs import read_toml
 from wbc.datasets.augment import Jitter
-from wbc.datasets.mosaic import MosaicSettings, Source
+from wbc.datasets.mosaic import MosaicSettings
 from wbc.models import registry
 from wbc.models.cards import ModelCard
 from wbc.models.imagenet import MEAN, STD
+from wbc.models.registry import LoadedModel
 from wbc.models.trainable import TrainableDetector
 from wbc.revision import code_revision, file_revision
 from wbc.training.calibration import CalibrationSettings, calibrate
+from wbc.training.checkpoint import CHECKPOINT
 from wbc.training.detector_data import BoxData, DetectorData, Mosaics, RenderedData, load_sources, render_source
-from wbc.training.loop import LoopSettings, fit
-from wbc.training.measure import measure_detector
-from wbc.training.start import freeze_parts, start_from_imagenet, untrained
+from wbc.training.loop import Lesson, LoopSettings, fit
+from wbc.training.measure import detector_figures, measure_detector
+from wbc.training.processes import processes_for, rank, train_together
+from wbc.training.start import check_shown, freeze_parts, start_from_imagenet, start_from_model, untrained
+from wbc.training.whole_pictures import WholePictures, WholeSettings, load_whole
 
 log = logging.getLogger(__name__)
 
@@ -32,31 +36,40 @@ class DetectorConfig:
     """A detector's training config, table by table.
 
     `model` holds the builder's arguments; `imagenet` says whether the backbone starts from packaged ImageNet weights,
-    `frozen` which of its parts keep them: timm's names, with or without a dot at their end.
+    `start` names a detector to start from instead, `frozen` which parts of the backbone keep what they start from:
+    timm's names, with or without a dot at their end. Pictures are laid together to mosaics, or drawn `whole`. `watch`
+    is measured now and then while it learns, `measure` at the end. The data must show every class but those that they
+    `may_lack`. The scale of whole pictures is measured where `um_per_px` does not tell it.
     """
 
     classes: tuple[str, ...]
     builder: str
-    um_per_px: float
     model: dict[str, Any]
     loop: LoopSettings
     data: tuple[DetectorData, ...]
+    um_per_px: float | None = None
     name: str = "wbc-detector"
     imagenet: bool = True
+    start: str = ""
     frozen: tuple[str, ...] = ()
+    may_lack: tuple[str, ...] = ()
     mosaic: MosaicSettings = field(default_factory=MosaicSettings)
+    whole: WholeSettings | None = None
     jitter: Jitter = field(default_factory=Jitter)
     rendered: RenderedData | None = None
     calibrate: CalibrationSettings = field(default_factory=CalibrationSettings)
     measure: tuple[BoxData, ...] = ()
+    watch: tuple[BoxData, ...] = ()
     credits: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not all(measured.set for measured in self.measure):
+        if not all(measured.set for measured in (*self.measure, *self.watch)):
             raise ValueError("each [[measure]] needs a name for its figures: set")
+        if self.um_per_px is None and self.whole is None:
+            raise ValueError("um_per_px is missing, the scale that mosaics are counted at")
 
-    def card(self, source: Path) -> ModelCard:
-        """The card of a detector that is trained by this config, whose file is `source`."""
+    def card(self, source: Path, um_per_px: float) -> ModelCard:
+        """The card of a detector for this scale that is trained by this config, whose file is `source`."""
         return ModelCard(
             name=self.name,
             version=__version__,
@@ -64,7 +77,7 @@ class DetectorConfig:
             builder=self.builder,
             arguments=self.model,
             classes=self.classes,
-            um_per_px=self.um_per_px,
+            um_per_px=um_per_px,
             input_px=0,
             mean=MEAN,
             std=STD,
@@ -75,40 +88,79 @@ class DetectorConfig:
         )
 
 
-def train_detector(config: Path, data: Path, out: Path, device: str) -> ModelCard:
+def train_detector(config: Path, data: Path, out: Path, device: str, processes: int = 0) -> ModelCard:
     """Train a detector as `config` says on the data sets below `data` and save it in `out`; resumes what is there.
 
-    Raises ValueError for a config or data that cannot be used, naming the file.
+    `processes` train together, 0 means one for each GPU. Raises ValueError for a config or data that cannot be used,
+    naming the file.
     """
-    plan = read_toml(config, DetectorConfig)
-    card = plan.card(config)
-    model = _untrained(plan, card, config)
-    samples = Mosaics(_sources(plan, data), plan.mosaic, plan.jitter, plan.loop.seed)
-    trained = fit(model.to(device), samples, list, detection_losses, plan.loop, out / "checkpoint.pt")
+    return train_as_planned(read_toml(config, DetectorConfig), config, data, out, device, processes)
+
+
+def train_as_planned(
+    plan: DetectorConfig, config: Path, data: Path, out: Path, device: str, processes: int = 0
+) -> ModelCard:
+    """`train_detector` by a plan that the file `config` holds, or that was made from it."""
+    n = processes_for(device, processes, plan.loop.batch)
+    return train_together(n, device, _train, plan, config, data, out)
+
+
+def _train(plan: DetectorConfig, config: Path, data: Path, out: Path, device: str) -> ModelCard:
+    samples, scale = _samples(plan, config, data)
+    card, model = _untrained(plan, plan.card(config, scale), config)
+    card = replace(card, dataset=f"{card.dataset}, data {samples.digest[:12]}")
+    lesson = Lesson(samples, list, detection_losses, _watch(plan, data, card))
+    trained = fit(model.to(device), lesson, plan.loop, out / CHECKPOINT)
     assert isinstance(trained, TrainableDetector)
     unfreeze_body(trained)
+    if rank():
+        return card
     shifts = calibrate(trained, samples, plan.loop.steps * plan.loop.batch, plan.classes, plan.calibrate)
     log.info("shifted by %s", shifts)
     card = registry.save(out, trained, card)
     return registry.save(out, trained, replace(card, metrics=measure_detector(plan.measure, data, out, device)))
 
 
-def _untrained(plan: DetectorConfig, card: ModelCard, config: Path) -> nn.Module:
+def _untrained(plan: DetectorConfig, card: ModelCard, config: Path) -> tuple[ModelCard, nn.Module]:
+    """The module that training starts from, and its card, which names the model that it starts from, if any."""
     model = untrained(card, config, plan.loop.seed)
     if not isinstance(model, TrainableDetector):
         raise ValueError(f"{config}: builder is {card.builder!r}, which cannot be trained")
-    if plan.imagenet:
+    if plan.start:
+        card = replace(card, parents=(start_from_model(model, card, plan.start),))
+    elif plan.imagenet:
         start_from_imagenet(model.body, config)
     try:
         freeze_body(model, plan.frozen)
     except AttributeError as error:
         raise ValueError(f"{config}: frozen is {list(plan.frozen)}: {error}") from error
-    return model
+    return card, model
 
 
-def _sources(plan: DetectorConfig, data: Path) -> list[Source]:
-    sources = load_sources(plan.data, data, plan.classes)
-    return sources if plan.rendered is None else [*sources, render_source(plan.rendered, plan.classes)]
+def _samples(plan: DetectorConfig, config: Path, data: Path) -> tuple[Mosaics | WholePictures, float]:
+    """What is drawn, and its scale in µm per px. Raises ValueError where it does not show a class that it must."""
+    samples: Mosaics | WholePictures
+    if plan.whole is not None:
+        samples = load_whole(plan.data, data, plan.classes, plan.whole, plan.loop.seed)
+        scale = plan.um_per_px or samples.um_per_px
+    else:
+        sources = load_sources(plan.data, data, plan.classes)
+        sources += [] if plan.rendered is None else [render_source(plan.rendered, plan.classes)]
+        samples, scale = Mosaics(sources, plan.mosaic, plan.jitter, plan.loop.seed), plan.um_per_px or 0
+    check_shown(plan.classes, {label - 1 for label in samples.labels_shown}, plan.may_lack, config)
+    return samples, scale
+
+
+def _watch(plan: DetectorConfig, data: Path, card: ModelCard) -> Callable[[nn.Module], dict[str, float]] | None:
+    """Measures an unfinished detector on what the plan watches."""
+    if not plan.watch:
+        return None
+
+    def watch(model: nn.Module) -> dict[str, float]:
+        device = next(model.parameters()).device
+        return detector_figures(plan.watch, data, LoadedModel(model, card, device))
+
+    return watch
 
 
 def freeze_body(model: TrainableDetector, frozen: Sequence[str]) -> None:
@@ -127,7 +179,7 @@ def unfreeze_body(model: TrainableDetector) -> None:
 
 
 def detection_losses(model: nn.Module, batch: list[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, Tensor]:
-    """A `losses` function for `loop.fit`: what a `TrainableDetector` in train mode returns."""
+    """The losses of a `Lesson`: what a `TrainableDetector` in train mode returns."""
     device = next(model.parameters()).device
     pixels = [p.to(device) for p, _ in batch]
     targets = [{k: v.to(device) for k, v in t.items()} for _, t in batch]

@@ -1,7 +1,9 @@
 """What detectors learn from: labelled pictures and rendered ones, laid together to endless mosaics."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,7 +21,8 @@ from wbc.datasets.coco import read_coco
 from wbc.datasets.fractions import read_fractions
 from wbc.datasets.geojson import read_geojson
 from wbc.datasets.labels import LabelledPicture, red_cell_um_per_px
-from wbc.datasets.mosaic import MosaicSettings, Source, draw_mosaic, load_source
+from wbc.datasets.mosaic import LabelledPixels, MosaicSettings, Source, draw_mosaic, load_source
+from wbc.datasets.steady import arrays_digest, steady
 from wbc.datasets.via import read_via
 from wbc.datasets.voc import read_voc
 from wbc.datasets.yolo import read_yolo
@@ -35,7 +38,8 @@ class BoxData:
     `train`. `weight` is how often it is drawn, beside the others. `names` maps its labels to cell types (for yolo: in
     the order of its class numbers). `um_per_px` is measured from red cells where it is not given; `keep` is a pattern
     that a picture's path must match. `set` is what figures measured on it are called. `attribute` is what names
-    a region of VIA's, where its regions have several.
+    a region of VIA's, where its regions have several. `part` keeps the pictures whose lot, drawn by their content, is
+    from its first to below its second number: [0.0, 0.9] and [0.9, 1.0] split nine to one.
     """
 
     format: Literal["voc", "yolo", "coco", "fractions", "via", "geojson"]
@@ -50,6 +54,7 @@ class BoxData:
     keep: str = "*"
     set: str = ""
     attribute: str = ""
+    part: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,13 @@ def read_boxes(spec: BoxData | StoreData, root: Path) -> list[LabelledPicture]:
     """Pictures of one data set below `root`, labelled by a detector's classes. Raises ValueError as its reader does."""
     if isinstance(spec, StoreData):
         return [replace(p, labels=_classes(p, spec)) for p in spec.read(root)]
-    return [picture for picture in _read_format(spec, root) if picture.path.match(spec.keep)]
+    kept = [picture for picture in _read_format(spec, root) if picture.path.match(spec.keep)]
+    return [picture for picture in kept if spec.part == (0.0, 1.0) or spec.part[0] <= _lot(picture) < spec.part[1]]
+
+
+def _lot(picture: LabelledPicture) -> float:
+    """A picture's place from 0 to 1, by its content: the same picture twice is on one side of every split."""
+    return int(hashlib.sha256(picture.path.read_bytes()).hexdigest()[:12], 16) / 16**12
 
 
 def _classes(picture: LabelledPicture, spec: StoreData) -> tuple[str, ...]:
@@ -124,14 +135,20 @@ def _read_format(spec: BoxData, root: Path) -> list[LabelledPicture]:
 
 
 def load_sources(specs: Sequence[BoxData | StoreData], root: Path, classes: Sequence[str]) -> list[Source]:
-    """Every data set of a config, in memory."""
+    """Every data set of a config, in memory. Raises ValueError where one changes while it is read."""
     sources = []
     for spec in specs:
-        pictures = read_boxes(spec, root)
-        for scale, alike in of_one_scale(pictures, spec.um_per_px).items():
-            weight = spec.weight * len(alike) / len(pictures)
-            sources.append(load_source(alike, scale, list(classes), weight))
+        with steady(*places_of(spec, root)):
+            pictures = read_boxes(spec, root)
+            for scale, alike in of_one_scale(pictures, spec.um_per_px).items():
+                weight = spec.weight * len(alike) / len(pictures)
+                sources.append(load_source(alike, scale, list(classes), weight))
     return sources
+
+
+def places_of(spec: BoxData | StoreData, root: Path) -> tuple[Path, ...]:
+    """The files and folders of a data set that may change while it is read; nothing in a store ever does."""
+    return () if isinstance(spec, StoreData) else (root / spec.annotations, root / spec.images)
 
 
 def of_one_scale(pictures: Sequence[LabelledPicture], um_per_px: float | None) -> dict[float, list[LabelledPicture]]:
@@ -177,7 +194,9 @@ def render_source(spec: RenderedData, classes: Sequence[str]) -> Source:
         rendered.append(render_field(settings, rng, draw_stain(rng)))
     number = {name: i for i, name in enumerate(classes, 1)}
     labels = [np.array([number.get(k, number[GENERIC]) for k in kinds], np.int64) for _, _, kinds in rendered]
-    return Source([p for p, _, _ in rendered], [b for _, b, _ in rendered], labels, spec.um_per_px, spec.weight)
+    names = tuple(f"rendered picture {i}" for i in range(spec.pictures))
+    pixels, boxes = [p for p, _, _ in rendered], [b for _, b, _ in rendered]
+    return Source(pixels, boxes, labels, spec.um_per_px, spec.weight, names=names)
 
 
 class Mosaics(Dataset[tuple[Tensor, dict[str, Tensor]]]):
@@ -191,7 +210,24 @@ class Mosaics(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The mosaic `index` and its target as torchvision's detectors take it."""
-        rng = np.random.default_rng([self.seed, index])
-        pixels, boxes, labels = draw_mosaic(self.sources, self.mosaic, self.jitter, rng)
-        target = {"boxes": torch.from_numpy(boxes), "labels": torch.from_numpy(labels)}
-        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float() / 255, target
+        drawn = self._drawn(index)
+        target = {"boxes": torch.from_numpy(drawn.boxes), "labels": torch.from_numpy(drawn.labels)}
+        return torch.from_numpy(drawn.pixels.transpose(2, 0, 1).copy()).float() / 255, target
+
+    def pictures(self, index: int) -> list[str]:
+        """The pictures that the mosaic `index` is made of."""
+        return list(self._drawn(index).pictures)
+
+    def _drawn(self, index: int) -> LabelledPixels:
+        return draw_mosaic(self.sources, self.mosaic, self.jitter, np.random.default_rng([self.seed, index]))
+
+    @property
+    def labels_shown(self) -> set[int]:
+        """The labels that any picture has."""
+        return {int(label) for source in self.sources for labels in source.labels for label in labels}
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all pictures with their boxes and labels, as they are in memory."""
+        parts = ((p, b, n) for s in self.sources for p, b, n in zip(s.pixels, s.boxes, s.labels, strict=True))
+        return arrays_digest(array for part in parts for array in part)

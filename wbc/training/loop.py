@@ -1,20 +1,21 @@
 """One training loop for every recipe: steps, schedule, averaged weights, checkpoints that resume exactly."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset
-from upath import UPath
+from torch.utils.data import DataLoader
 
-from wbc.storage.atomic import write_whole
+from wbc.training.checkpoint import Digest, restore, save
+from wbc.training.processes import mean_of_all, n_processes, rank, shared
+from wbc.training.progress import Curves, current_watchers
 
 log = logging.getLogger(__name__)
 LARGEST_GRADIENT = 5.0  # the norm that all gradients together are cut to
@@ -22,11 +23,12 @@ LARGEST_GRADIENT = 5.0  # the norm that all gradients together are cut to
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
-    """`steps` of `batch` samples by AdamW: a linear warm-up, a plateau at `rate`, a linear fall.
+    """`steps` of `batch` samples: a linear warm-up, a plateau at `rate`, a linear fall.
 
-    The fall takes the last `decay` part of the steps. `average` is the decay of the weights' exponential moving
-    average, which is what training returns. Parameters whose names start with one of `slow` learn at half the rate;
-    `seconds` (0: no limit) ends a run early, at a checkpoint.
+    The fall takes the last `decay` part of the steps. `optimizer` is AdamW, or SGD with `momentum`. `average` is the
+    decay of the weights' exponential moving average, which is what training returns. Parameters whose names start with
+    one of `slow` learn at half the rate; `seconds` (0: no limit) ends a run early, at a checkpoint. What a recipe
+    watches is measured every `watch_every` steps (0: never).
     """
 
     steps: int
@@ -41,6 +43,36 @@ class LoopSettings:
     checkpoint_every: int = 50
     data_workers: int = 1
     seconds: float = 0.0
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.9
+    watch_every: int = 0
+
+
+class Samples(Protocol):
+    """What a training draws from: sample i depends on i alone."""
+
+    def __getitem__(self, index: int) -> Any:
+        """Sample `index`."""
+
+    def pictures(self, index: int) -> list[str]:
+        """The pictures that sample `index` is made of, as a person finds them."""
+
+    @property
+    def digest(self) -> str:
+        """Stands for all that the samples are made of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What a model learns: `samples`, put together to a batch by `collate`, whose `losses` are to shrink.
+
+    `losses(model, batch)` are terms by name; `watch` measures a model in eval mode now and then.
+    """
+
+    samples: Samples
+    collate: Callable[[list[Any]], Any]
+    losses: Callable[[nn.Module, Any], dict[str, Tensor]]
+    watch: Callable[[nn.Module], dict[str, float]] | None = None
 
 
 def rate_factor(step: int, settings: LoopSettings) -> float:
@@ -49,98 +81,124 @@ def rate_factor(step: int, settings: LoopSettings) -> float:
     return max(0.0, min(1.0, (step + 1) / max(1, settings.warm_up), left))
 
 
-def fit(
-    model: nn.Module,
-    samples: Dataset[Any],
-    collate: Callable[[list[Any]], Any],
-    losses: Callable[[nn.Module, Any], dict[str, Tensor]],
-    settings: LoopSettings,
-    checkpoint: Path,
-) -> nn.Module:
+def fit(model: nn.Module, lesson: Lesson, settings: LoopSettings, checkpoint: Path) -> nn.Module:
     """Train `model` on `samples[0 .. steps*batch)` and return it with averaged weights, in eval mode.
 
-    The model is trained on the device that it is on, in mixed precision (bfloat16) on a GPU. Sample i must depend on i
-    alone: a run that is stopped anywhere and started again with the same `checkpoint` file carries on as if it had
-    never stopped. Raises FloatingPointError where the loss is not finite, ValueError where `checkpoint` is not one of
-    this version.
+    The model is trained on the device that it is on, in mixed precision (bfloat16) on a GPU; where several processes
+    train together, each takes its part of every batch. A run that is stopped anywhere and started again with the same
+    `checkpoint` file carries on as if it had never stopped. Raises FloatingPointError where the loss is not finite,
+    ValueError where `checkpoint` is of another version or of other data, OSError where there is no room for one.
     """
-    model.train()
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(_groups(trained, settings), lr=settings.rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, settings))
-    averaging = get_ema_multi_avg_fn(settings.average)  # type: ignore[no-untyped-call]
-    averaged = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
-    parts = {"model": model, "averaged": averaged, "optimizer": optimizer, "schedule": schedule}
-    step = _restore(checkpoint, parts, next(model.parameters()).device) if checkpoint.exists() else 0
-    if step:
-        log.info("resumed at step %d of %d", step, settings.steps)
-
-    started, first = time.monotonic(), step
-    smoothed: dict[str, float] = {}
-    for batch in _batches(samples, collate, settings, step):
-        torch.manual_seed(settings.seed * 1_000_003 + step)
-        terms = _learn(model, batch, losses, optimizer, step)
-        schedule.step()
-        averaged.update_parameters(model)
+    state = _State(model, lesson, settings)
+    step = state.restored(checkpoint)
+    watchers, started, first = current_watchers() if rank() == 0 else (), time.monotonic(), step
+    for watcher in watchers:
+        watcher.begins(checkpoint.parent.name, step, settings.steps)
+    for batch in _batches(lesson, settings, step):
+        losses = state.learn(batch, step)
         step += 1
-        smoothed = {name: 0.95 * smoothed.get(name, value) + 0.05 * value for name, value in terms.items()}
-        late = 0 < settings.seconds < time.monotonic() - started
+        late = _late(time.monotonic() - started, settings.seconds)
+        state.watch(step)
+        for watcher in watchers:
+            watcher.step_done(step, losses)
         if step % settings.checkpoint_every == 0 or step == settings.steps or late:
-            _save(checkpoint, parts, step)
-            pace = (time.monotonic() - started) / (step - first)
-            means = {name: round(value, 4) for name, value in smoothed.items()}
-            log.info("step %d of %d, %.2f s a step, %s", step, settings.steps, pace, means)
+            state.save(checkpoint, step)
+            log.info(
+                "step %d of %d, %.2f s a step", step, settings.steps, (time.monotonic() - started) / (step - first)
+            )
+            for watcher in watchers:
+                watcher.checkpointed(step, state.curves)
         if late:
             break
-    result: nn.Module = averaged.module
+    result: nn.Module = state.averaged.module
     return result.eval()
 
 
-def _learn(
-    model: nn.Module,
-    batch: Any,
-    losses: Callable[[nn.Module, Any], dict[str, Tensor]],
-    optimizer: torch.optim.Optimizer,
-    step: int,
-) -> dict[str, float]:
-    """Step number `step`, on one batch; the terms of its loss by name.
-
-    Raises FloatingPointError where the loss is not finite.
-    """
-    device = next(model.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        terms = losses(model, batch)
-    total = torch.stack(list(terms.values())).sum()
-    values = {name: term.item() for name, term in terms.items()}
-    if not torch.isfinite(total):
-        raise FloatingPointError(f"step {step}: loss {values}")
-    optimizer.zero_grad(set_to_none=True)
-    total.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
-    optimizer.step()
-    return values
+def _late(seconds: float, most: float) -> bool:
+    """Whether the time is over; all processes say the same."""
+    return most > 0 and mean_of_all({"late": float(seconds > most)})["late"] > 0
 
 
-def _restore(checkpoint: Path, parts: Mapping[str, Any], device: torch.device) -> int:
-    """Put every part back to what it was; the step that it had come to."""
-    saved = torch.load(checkpoint, map_location=device, weights_only=True)
-    if lacking := sorted(parts.keys() - saved.keys()):
-        raise ValueError(
-            f"{checkpoint}: it has no {', '.join(lacking)}, and is from another version of wbc: delete it to start over"
-        )
-    for name, part in parts.items():
-        part.load_state_dict(saved[name])
-    return int(saved["step"])
+class _State:
+    """All of a training that a checkpoint holds, and what a step does to it."""
+
+    def __init__(self, model: nn.Module, lesson: Lesson, settings: LoopSettings) -> None:
+        self.model, self.lesson, self.settings = model.train(), lesson, settings
+        self.device = next(model.parameters()).device
+        self.optimizer = _optimizer(model, settings)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: rate_factor(step, settings))
+        averaging = get_ema_multi_avg_fn(settings.average)  # type: ignore[no-untyped-call]
+        self.averaged = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
+        self.curves = Curves()
+        self.together = shared(model)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        return {
+            "data": Digest("the data were", self.lesson.samples.digest),
+            "model": self.model,
+            "averaged": self.averaged,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "curves": self.curves,
+        }
+
+    def restored(self, checkpoint: Path) -> int:
+        """Steps that are behind it: those of the checkpoint, if there is one."""
+        if not checkpoint.exists():
+            return 0
+        step = restore(checkpoint, self.parts, self.device)
+        log.info("resumed at step %d of %d", step, self.settings.steps)
+        return step
+
+    def save(self, checkpoint: Path, step: int) -> None:
+        """Write the checkpoint, and the curves beside it."""
+        if rank() == 0:
+            save(checkpoint, self.parts, step)
+            self.curves.write(checkpoint.parent)
+
+    def learn(self, batch: Any, step: int) -> dict[str, float]:
+        """Step number `step`, on one batch; the terms of its loss.
+
+        Raises FloatingPointError where the loss is not finite.
+        """
+        torch.manual_seed(self.settings.seed * 1_000_003 + step + 7_368_787 * rank())
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            terms = self.lesson.losses(self.together, batch)
+        values = {name: term.item() for name, term in terms.items()}
+        if not all(map(math.isfinite, values.values())):
+            raise FloatingPointError(f"step {step}: loss {values}; the batch's pictures: {self._pictures(step)}")
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT)
+        self.optimizer.step()
+        self.schedule.step()
+        self.averaged.update_parameters(self.model)
+        means = mean_of_all(values)
+        self.curves.add_losses(means)
+        return means
+
+    def _pictures(self, step: int) -> str:
+        names = (name for i in _drawn(self.settings, step) for name in self.lesson.samples.pictures(i))
+        return ", ".join(dict.fromkeys(names))
+
+    def watch(self, step: int) -> None:
+        """Measure what the recipe watches, where it is time for it."""
+        due = self.settings.watch_every and (step % self.settings.watch_every == 0 or step == self.settings.steps)
+        if due and self.lesson.watch is not None and rank() == 0:
+            with torch.no_grad():
+                self.curves.add_figures(step, self.lesson.watch(self.averaged.module.eval()))
 
 
-def _save(checkpoint: Path, parts: Mapping[str, Any], step: int) -> None:
-    """The whole state or none of it, whenever the process is stopped."""
-    content = BytesIO()
-    torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step}, content)
-    write_whole(UPath(checkpoint), content.getvalue())
+def _optimizer(model: nn.Module, settings: LoopSettings) -> torch.optim.Optimizer:
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    groups = _groups(trained, settings)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, settings.rate, settings.momentum, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(groups, lr=settings.rate, weight_decay=settings.weight_decay)
 
 
-def _groups(trained: dict[str, nn.Parameter], settings: LoopSettings) -> list[dict[str, Any]]:
+def _groups(trained: Mapping[str, nn.Parameter], settings: LoopSettings) -> list[dict[str, Any]]:
     def group(slow: bool, flat: bool) -> dict[str, Any]:
         parameters = [p for n, p in trained.items() if n.startswith(settings.slow) == slow and (p.ndim < 2) == flat]
         return {
@@ -152,16 +210,16 @@ def _groups(trained: dict[str, nn.Parameter], settings: LoopSettings) -> list[di
     return [g for g in (group(s, f) for s in (False, True) for f in (False, True)) if g["params"]]
 
 
-def _batches(
-    samples: Dataset[Any], collate: Callable[[list[Any]], Any], settings: LoopSettings, start: int
-) -> Iterator[Any]:
-    order = range(start * settings.batch, settings.steps * settings.batch)
+def _drawn(settings: LoopSettings, step: int) -> range:
+    """The numbers of the samples of this process's part of a step's batch."""
+    share = settings.batch // n_processes()
+    first = step * settings.batch + rank() * share
+    return range(first, first + share)
+
+
+def _batches(lesson: Lesson, settings: LoopSettings, start: int) -> Iterator[Any]:
+    samples: Any = lesson.samples  # a data set to torch, by its one method
+    order = [_drawn(settings, step) for step in range(start, settings.steps)]
     return iter(
-        DataLoader(
-            samples,
-            batch_size=settings.batch,
-            sampler=order,
-            collate_fn=collate,
-            num_workers=settings.data_workers,
-        )
+        DataLoader(samples, batch_sampler=order, collate_fn=lesson.collate, num_workers=settings.data_workers)  # type: ignore[arg-type]
     )

@@ -26,8 +26,12 @@ LOWEST_SCORE = 0.05
 
 def measure_detector(specs: Sequence[BoxData], data: Path, model: Path, device: str) -> dict[str, float]:
     """AP of a saved detector on data sets below `data`, each figure named by its set."""
-    ref, card = registry.resolve(str(model), "detector")
-    loaded = registry.load(ref, device)
+    ref, _ = registry.resolve(str(model), "detector")
+    return detector_figures(specs, data, registry.load(ref, device))
+
+
+def detector_figures(specs: Sequence[BoxData], data: Path, loaded: LoadedModel) -> dict[str, float]:
+    """`measure_detector` of a detector in memory."""
     metrics: dict[str, float] = {}
     for spec in specs:
         pictures = read_boxes(spec, data)
@@ -37,16 +41,21 @@ def measure_detector(specs: Sequence[BoxData], data: Path, model: Path, device: 
             pixels = read_field(UPath(picture.path))
             truth.append((picture, pixels.shape[1], pixels.shape[0]))
             detections += detect([pixels], loaded, scale, LOWEST_SCORE, TileSettings())
-        metrics |= _named(spec.set, average_precision(truth, detections, card.classes))
+        metrics |= _named(spec.set, average_precision(truth, detections, loaded.card.classes))
     return metrics
 
 
 def measure_classifier(specs: Sequence[CropData], data: Path, model: Path, device: str) -> dict[str, float]:
     """Accuracy and macro recall of a saved classifier on data sets below `data`, each figure named by its set."""
+    ref, _ = registry.resolve(str(model), "classifier")
+    return classifier_figures(specs, data, registry.load(ref, device))
+
+
+def classifier_figures(specs: Sequence[CropData], data: Path, loaded: LoadedModel) -> dict[str, float]:
+    """`measure_classifier` of a classifier in memory."""
     metrics: dict[str, float] = {}
     for spec in specs:
-        matrix = classifier_confusion(read_crops(spec, data), str(model), device)
-        metrics |= _named(spec.set, kind_accuracy(matrix))
+        metrics |= _named(spec.set, kind_accuracy(_confusion(read_crops(spec, data), loaded)))
     return metrics
 
 
@@ -56,9 +65,13 @@ def _named(name: str, figures: dict[str, float]) -> dict[str, float]:
 
 def classifier_confusion(crops: Crops, reference: str, device: str) -> NDArray[np.int64]:
     """Confusion (true, named) int64 (C,C) of a classifier on single cells, seen as a count sees them."""
-    ref, card = registry.resolve(reference, "classifier")
-    answers = crop_probabilities(crops, registry.load(ref, device)).argmax(1)
-    return confusion(crops.labels, [card.classes[i] for i in answers], card.classes)
+    ref, _ = registry.resolve(reference, "classifier")
+    return _confusion(crops, registry.load(ref, device))
+
+
+def _confusion(crops: Crops, loaded: LoadedModel) -> NDArray[np.int64]:
+    answers, classes = crop_probabilities(crops, loaded).argmax(1), loaded.card.classes
+    return confusion(crops.labels, [classes[i] for i in answers], classes)
 
 
 def crop_probabilities(crops: Crops, model: LoadedModel) -> NDArray[np.float32]:

@@ -1,15 +1,21 @@
 """The model that training starts from: weights drawn by a seed, features from ImageNet or from another model."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
 from timm.utils.model import freeze
-from torch import nn
+from torch import Tensor, nn
 
 from wbc.models import builders, registry
-from wbc.models.cards import ModelCard
+from wbc.models.cards import ModelCard, ModelRef, Task
 from wbc.models.imagenet import load_lite_weights
+
+# Whose rows are the classes' by their names, and how many outputs stand before the first: the background's.
+LAST_LAYERS: dict[Task, tuple[str, int]] = {
+    "classifier": ("classifier.", 0),
+    "detector": ("roi_heads.box_predictor.", 1),
+}
 
 
 def untrained(card: ModelCard, config: Path, seed: int) -> nn.Module:
@@ -32,22 +38,31 @@ def start_from_imagenet(features: nn.Module, config: Path) -> list[str]:
         raise ValueError(f"{config}: {error}, or set imagenet to false") from error
 
 
-def start_from_model(module: nn.Module, card: ModelCard, reference: str) -> None:
-    """Give a module of timm's the weights of a classifier of the same architecture, in place.
+def start_from_model(module: nn.Module, card: ModelCard, reference: str) -> ModelRef:
+    """Give a module the weights of a model of the same architecture, in place; the reference, pinned.
 
     Classes that both have keep their rows of the last layer, by name; a new class begins as the mean of all of them.
-    Raises ValueError where the architectures differ.
+    Raises ValueError where the architectures differ, or there is no such model for the card's task.
     """
-    before = registry.load(registry.resolve(reference, card.task)[0], "cpu")
-    known, own = before.module.state_dict(), module.state_dict()
-    last = [name for name, _ in module.named_parameters() if name.startswith("classifier.")]
-    if [n for n in own if n not in last and (n not in known or known[n].shape != own[n].shape)] or not last:
-        raise ValueError(f"{reference!r} is of another architecture: {before.card.arguments}, not {card.arguments}")
-    rows = [before.card.classes.index(c) if c in before.card.classes else None for c in card.classes]
-    for name in last:
-        mean = known[name].mean(0)
-        known[name] = torch.stack([mean if row is None else known[name][row] for row in rows])
+    ref, before = registry.resolve(reference, card.task)
+    known, own = dict(registry.load(ref, "cpu").module.state_dict()), module.state_dict()
+    last, others = LAST_LAYERS[card.task]
+    rows = [name for name in own if name.startswith(last) and name in known]
+    unfit = [n for n in own if n not in rows and (n not in known or known[n].shape != own[n].shape)]
+    if unfit or (before.classes != card.classes and not rows):
+        raise ValueError(f"{reference!r} is of another architecture: {before.arguments}, not {card.arguments}")
+    for name in rows:
+        known[name] = _rows_of(known[name], before.classes, card.classes, others)
     module.load_state_dict({name: tensor.clone() for name, tensor in known.items()})
+    return ref
+
+
+def _rows_of(tensor: Tensor, before: Sequence[str], after: Sequence[str], others: int) -> Tensor:
+    """A last layer's rows for the classes `after`; `others` outputs stand before those of the classes `before`."""
+    groups = tensor.reshape(others + len(before), -1, *tensor.shape[1:])
+    mean = groups[others:].mean(0)
+    of_class = [groups[others + before.index(c)] if c in before else mean for c in after]
+    return torch.cat([*groups[:others], *of_class])
 
 
 def freeze_parts(features: nn.Module, frozen: Sequence[str]) -> None:
@@ -57,3 +72,15 @@ def freeze_parts(features: nn.Module, frozen: Sequence[str]) -> None:
     """
     if frozen:  # timm freezes all where nothing is named
         freeze(features, [part.removesuffix(".") for part in frozen])  # type: ignore[no-untyped-call]
+
+
+def check_shown(classes: Sequence[str], shown: Collection[int], may_lack: Sequence[str], config: Path) -> None:
+    """Raises ValueError, which names `config`, unless the data show every class that they may not lack.
+
+    `shown` are the numbers of classes, from 0. A class that no sample shows is unlearnt in silence.
+    """
+    if missing := [name for i, name in enumerate(classes) if i not in shown and name not in may_lack]:
+        raise ValueError(
+            f"{config}: the data have no sample of {', '.join(missing)}: add some, or leave it out of classes, "
+            f"or name it in may_lack"
+        )

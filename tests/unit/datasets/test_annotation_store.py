@@ -145,7 +145,7 @@ def test_a_detector_sees_white_cells_and_each_scale_apart(store: AnnotationStore
 
 def test_a_classifier_sees_the_cells_that_have_a_kind(store: AnnotationStore, tmp_path: Path) -> None:
     config = {
-        "classes": ["monocyte"],
+        "classes": ["monocyte", "lymphocyte"],
         "builder": "b",
         "taxonomy": "blood",
         "model": {},

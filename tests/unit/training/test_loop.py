@@ -1,6 +1,11 @@
 """A run that is stopped goes on as if it had not been, and the recipes learn what they are shown."""
 
 import math
+import os
+import resource
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +26,7 @@ from wbc.models.registry import LoadedModel
 from wbc.training.classifier import tree_losses
 from wbc.training.classifier_data import CropSamples, CropSettings
 from wbc.training.detector import detection_losses, freeze_body, unfreeze_body
-from wbc.training.loop import LoopSettings, fit, rate_factor
+from wbc.training.loop import Lesson, LoopSettings, fit, rate_factor
 from wbc.training.measure import crop_probabilities
 
 CPU = torch.device("cpu")
@@ -38,6 +43,13 @@ class Numbers(Dataset[tuple[Tensor, Tensor]]):
         rng = np.random.default_rng(index)
         x = torch.from_numpy(rng.standard_normal(5, np.float32))
         return x, x.sum()[None]
+
+    def pictures(self, index: int) -> list[str]:
+        return [f"picture-{index % 7}.jpg"]
+
+    @property
+    def digest(self) -> str:
+        return "numbers"
 
 
 class Small(nn.Module):
@@ -67,7 +79,7 @@ def squares(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]
 
 
 def run(checkpoint: Path, settings: LoopSettings = SETTINGS, losses: Callable[..., Any] = squares) -> nn.Module:
-    return fit(small(), Numbers(), stack, losses, settings, checkpoint)
+    return fit(small(), Lesson(Numbers(), stack, losses), settings, checkpoint)
 
 
 def assert_same(one: nn.Module, other: nn.Module) -> None:
@@ -96,7 +108,58 @@ def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path: Path, killed_after: i
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "killed.pt", losses=dying(killed_after))
     assert_same(run(tmp_path / "killed.pt"), undisturbed)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["killed.pt", "undisturbed.pt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.csv", "killed.pt", "undisturbed.pt"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from test_loop import run, squares
+
+torch.set_num_threads(1)
+
+def killed_at_step_4(model, batch, steps=iter(range(99))):
+    if next(steps) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return squares(model, batch)
+
+run(Path(sys.argv[1]), losses=killed_at_step_4)
+"""
+
+
+def test_a_run_under_sigkill_resumes_to_the_same_loss_curve(tmp_path: Path) -> None:
+    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "killed.pt"], env=os.environ | path, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert torch.load(tmp_path / "killed.pt", weights_only=True)["step"] == 3
+    assert_same(run(tmp_path / "killed.pt"), run(tmp_path / "undisturbed.pt"))
+    curves = [torch.load(tmp_path / name, weights_only=True)["curves"] for name in ("killed.pt", "undisturbed.pt")]
+    assert curves[0] == curves[1]
+    assert len(curves[0]["losses"]["loss"]) == SETTINGS.steps
+
+
+def test_without_room_for_a_checkpoint_the_older_one_stays(tmp_path: Path) -> None:
+    run(tmp_path / "c.pt", replace(SETTINGS, seconds=1e-9))
+    before = (tmp_path / "c.pt").read_bytes()
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignoring = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, usual[1]))
+    try:
+        with pytest.raises(OSError, match=r"no checkpoint of step 3: .*the one before it stands.*c\.pt"):
+            run(tmp_path / "c.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        signal.signal(signal.SIGXFSZ, ignoring)
+    assert (tmp_path / "c.pt").read_bytes() == before
+    assert_same(run(tmp_path / "c.pt"), run(tmp_path / "undisturbed.pt"))
+
+
+def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "c.pt", replace(SETTINGS, seconds=1e-9))
+    monkeypatch.setattr(Numbers, "digest", "other numbers")
+    with pytest.raises(ValueError, match=r"c\.pt: .*data were numbers.* before, other.* now"):
+        run(tmp_path / "c.pt")
 
 
 def test_a_run_out_of_time_leaves_a_checkpoint_at_each_step_it_made(tmp_path: Path) -> None:
@@ -153,6 +216,28 @@ def test_a_checkpoint_of_another_version_is_named_and_not_half_restored(tmp_path
 # The loop
 
 
+def test_sgd_goes_down_the_gradient(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=200, rate=0.01, optimizer="sgd", slow=(), average=0.0)
+    run(tmp_path / "c.pt", settings)
+    losses = torch.load(tmp_path / "c.pt", weights_only=True)["curves"]["losses"]["loss"]
+    assert sum(losses[-50:]) < 0.7 * sum(losses[:50])
+
+
+def test_what_is_watched_is_measured_now_and_then_and_at_the_end(tmp_path: Path) -> None:
+    def watch(model: nn.Module) -> dict[str, float]:
+        assert not model.training
+        return {"figure": sum(p.abs().sum().item() for p in model.parameters())}
+
+    settings = replace(SETTINGS, steps=5, watch_every=2)
+    result = fit(small(), Lesson(Numbers(), stack, squares, watch), settings, tmp_path / "c.pt")
+    figures = torch.load(tmp_path / "c.pt", weights_only=True)["curves"]["figures"]["figure"]
+    assert [step for step, _ in figures] == [2, 4, 5]
+    assert figures[-1][1] == watch(result)["figure"]
+    assert_same(result, fit(small(), Lesson(Numbers(), stack, squares), settings, tmp_path / "unwatched.pt"))
+    lines = (tmp_path / "curves.csv").read_text().splitlines()
+    assert len(lines) == 1 + 5  # the second run has written it anew
+
+
 def test_the_rate_warms_up_stays_and_falls_to_nothing() -> None:
     settings = LoopSettings(steps=100, batch=1, warm_up=10, decay=0.4)
     factors = [rate_factor(step, settings) for step in range(101)]
@@ -173,7 +258,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_step_and_parts(tmp_path:
     def broken(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         return {"loss_good": squares(model, batch)["loss"], "loss_bad": torch.tensor(math.nan)}
 
-    with pytest.raises(FloatingPointError, match=r"step 0: loss .*'loss_bad': nan"):
+    with pytest.raises(FloatingPointError, match=r"step 0: .*nan.*: picture-0\.jpg, .*picture-3\.jpg$"):
         run(tmp_path / "c.pt", losses=broken)
     assert not (tmp_path / "c.pt").exists()
 
@@ -204,9 +289,11 @@ def test_the_classifiers_recipe_tells_red_from_blue(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = fit(
         builders.build(CLASSIFIER),
-        samples,
-        lambda drawn: (torch.stack([p for p, _ in drawn]), torch.tensor([row for _, row in drawn])),
-        tree_losses(np.eye(2, dtype=np.float32), HALF, HALF),
+        Lesson(
+            samples,
+            lambda drawn: (torch.stack([p for p, _ in drawn]), torch.tensor([row for _, row in drawn])),
+            tree_losses(np.eye(2, dtype=np.float32), HALF, HALF),
+        ),
         LoopSettings(steps=30, batch=8, rate=5e-3, warm_up=5, average=0.8, slow=(), data_workers=0),
         tmp_path / "c.pt",
     )
@@ -251,6 +338,13 @@ class FourPictures(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         labels = torch.tensor([label for _, _, label in PLACES[index % 4]])
         return torch.from_numpy(pixels), {"boxes": torch.tensor(boxes, dtype=torch.float32), "labels": labels}
 
+    def pictures(self, index: int) -> list[str]:
+        return [f"picture {index % 4}"]
+
+    @property
+    def digest(self) -> str:
+        return "four pictures"
+
 
 def test_frozen_parts_and_batch_statistics_stay_as_they_were(tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -258,7 +352,7 @@ def test_frozen_parts_and_batch_statistics_stay_as_they_were(tmp_path: Path) -> 
     before = {k: v.clone() for k, v in model.state_dict().items()}
     freeze_body(model, ("conv_stem",))
     settings = LoopSettings(steps=2, batch=2, rate=1e-2, warm_up=0, average=0.0, data_workers=0)
-    after: Any = fit(model, FourPictures(), list, detection_losses, settings, tmp_path / "c.pt")
+    after: Any = fit(model, Lesson(FourPictures(), list, detection_losses), settings, tmp_path / "c.pt")
     unfreeze_body(after)
     assert not any(part.training for part in after.modules())
     assert after.state_dict().keys() == before.keys()
@@ -275,7 +369,7 @@ def test_the_detectors_recipe_learns_four_pictures_by_heart(tmp_path: Path) -> N
     model: Any = builders.build(replace(DETECTOR, arguments=dict(DETECTOR.arguments) | {"lowest_objectness": 0.02}))
     freeze_body(model, ())
     settings = LoopSettings(steps=140, batch=4, rate=1e-3, warm_up=10, average=0.8, slow=(), data_workers=0)
-    trained = fit(model, FourPictures(), list, detection_losses, settings, tmp_path / "c.pt")
+    trained = fit(model, Lesson(FourPictures(), list, detection_losses), settings, tmp_path / "c.pt")
     for index in range(4):
         pixels, truth = FourPictures()[index]
         with torch.inference_mode():
