@@ -10,18 +10,21 @@ from prefect.settings import get_current_settings
 
 from wbc.datasets.annotation_store import Added
 
-ANNOTATIONS_ADDED = "wbc.annotations.added"
+ANNOTATIONS_ADDED, ANNOTATIONS_DUE = "wbc.annotations.added", "wbc.annotations.due"
 logger = logging.getLogger(__name__)
 
 
-def annotations_added(store: str, added: Added, by: str) -> str | None:
+def annotations_added(store: str, added: Added, by: str, waiting: int, due: int) -> str | None:
     """Tell that annotations were added to the store at an address: the event `wbc.annotations.added`.
 
-    Its payload has the numbers of annotations and pictures, the shard, and who added them. Returns why nobody was told:
-    None where the server has it.
+    Its payload has the numbers of annotations and pictures, the shard, who added them, and how many annotations wait
+    now for a training. Where they are at least `due`, the event `wbc.annotations.due` says so too, with the same
+    payload: it is what starts one. Returns why nobody was told: None where the server has it.
     """
     payload = {"annotations": added.annotations, "pictures": added.pictures, "shard": added.shard, "by": by}
-    return _emit(ANNOTATIONS_ADDED, store, payload)
+    payload |= {"waiting": waiting, "due": due}
+    reason = _emit(ANNOTATIONS_ADDED, store, payload)
+    return _emit(ANNOTATIONS_DUE, store, payload) if reason is None and waiting >= due else reason
 
 
 def _emit(name: str, store: str, payload: dict[str, Any]) -> str | None:

@@ -20,6 +20,7 @@ from wbc.training.classifier import ClassifierConfig, train_classifier
 from wbc.training.classifier_data import CropTable, read_crops
 from wbc.training.detector import DetectorConfig, train_detector
 from wbc.training.measure import classifier_confusion
+from wbc.training.whole_pictures import WholeSettings
 
 KINDS = ["segmented_neutrophil", "band_neutrophil", "lymphocyte"]
 
@@ -295,3 +296,27 @@ def test_the_configs_of_the_bundled_models_are_sound() -> None:
         card = registry.read_card(name)
         assert config.classes == card.classes
         assert file_revision(configs / f"{card.task}.toml") == card.dataset  # who edits a config trains its model anew
+        again = read_toml(configs / f"retrain-{card.task}.toml", type(config))
+        assert again.start == f"models:/wbc-{card.task}@champion"
+        assert (again.classes, again.model, again.builder) == (config.classes, config.model, config.builder)
+        assert [spec.format for spec in again.data] == [*(spec.format for spec in config.data), "store"]
+
+
+def test_the_papers_way_is_a_config_that_trains(data: Path, names: dict[str, str], tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "configs" / "wang2021.toml").read_text()
+    plan = read_toml(Path(__file__).parents[2] / "configs" / "wang2021.toml", DetectorConfig)
+    assert (plan.loop.optimizer, plan.loop.batch, plan.loop.steps, plan.whole) == ("sgd", 2, 30_000, WholeSettings(800))
+    assert [spec.part for spec in (*plan.data, *plan.watch)] == [(0.0, 0.9), (0.9, 1.0)]
+    small = detector_config(tmp_path / "small.toml", names).read_text()
+    block = small[small.index("[[data]]") : small.index("[[measure]]")]
+    changes = {"30000": "2", "800": "160", "1024": "16", "256\nhead": "16\nhead", "2500": "2", "batch = 2": "batch = 1"}
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    watch = block.replace("[[data]]", '[[watch]]\nset = "held out"')
+    (tmp_path / "wang.toml").write_text(
+        text[: text.index("[[data]]")] + "\n[calibrate]\npictures = 1\n" + block + watch
+    )
+    card = train_detector(tmp_path / "wang.toml", data, tmp_path / "model", "cpu")
+    assert card.arguments["canonical_px"] == 224
+    curves = pd.read_csv(tmp_path / "model" / "curves.csv")
+    assert "held out AP50" in set(curves["curve"])

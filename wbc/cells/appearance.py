@@ -16,6 +16,7 @@ SETS, SLIDE_CELLS = 200, 50
 LEAST_SPREAD = 1e-3
 UNSEEN = 1.3  # how much farther the cells of a laboratory go than the few of it that are known
 NEIGHBOURS = 3
+FEWEST_CELLS = 2 * NEIGHBOURS
 CELL, SURROUNDINGS = 0.3, 0.55  # of half a side: within is surely the cell, beyond mostly red cells and background
 CLEAR = 0.05  # a hue of less density than this is none
 
@@ -60,6 +61,18 @@ def _hue(densities: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(densities / np.linalg.norm(densities, axis=1, keepdims=True).clip(min=CLEAR))
 
 
+def _large(laboratories: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    """The laboratories with SLIDE_CELLS cells and more; the others as one, with the first of those if need be."""
+    large = [looks for looks in laboratories if len(looks) >= SLIDE_CELLS]
+    small = [looks for looks in laboratories if len(looks) < SLIDE_CELLS]
+    if sum(map(len, small)) < SLIDE_CELLS and large:
+        return [np.concatenate([large[0], *small]), *large[1:]]
+    pooled = np.concatenate(small) if small else None
+    if pooled is not None and not large and len(pooled) < FEWEST_CELLS:
+        raise ValueError(f"{len(pooled)} cells are too few to learn from: {FEWEST_CELLS} are needed")
+    return large if pooled is None else [*large, pooled]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class KnownLooks:
     """Cells of the laboratories that a classifier has learnt from, by their `appearance` float32 (M,F).
@@ -77,8 +90,10 @@ class KnownLooks:
         """What to know of laboratories, each by the appearance (N,F) of its cells: up to MOST_CELLS of each.
 
         The limit is the largest that sets of SLIDE_CELLS cells of one laboratory come to, measured against the other
-        half of its cells and all others', but for the outermost percent.
+        half of its cells and all others', but for the outermost percent. Those that show fewer than SLIDE_CELLS cells
+        count as one. Raises ValueError for fewer than FEWEST_CELLS cells in all.
         """
+        laboratories = _large(laboratories)
         rng = np.random.default_rng(seed)
         spread = np.mean([looks.std(0) for looks in laboratories], axis=0) + LEAST_SPREAD
         orders = [rng.permutation(len(looks)) for looks in laboratories]

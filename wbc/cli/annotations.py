@@ -35,6 +35,9 @@ def add(
     attribute: Attribute = "",
     um_per_px: Annotated[float | None, typer.Option(min=0, help="Scale; default: red cells tell it.")] = None,
     by: Annotated[str | None, typer.Option(help="Who made the annotations; default: your login.")] = None,
+    due: Annotated[
+        int, typer.Option(min=1, envvar="WBC_TRAINING_DUE", help="From so many that wait, the server is told to train.")
+    ] = 500,
 ) -> None:
     """Add annotations and their pictures to the store that models learn from, and tell Prefect's server.
 
@@ -48,11 +51,14 @@ def add(
 
         labelled = read_source(_source(source, images, name or [], taxonomy, attribute), format)
         annotator = by or login()
-        added = AnnotationStore(UPath(store)).add(labelled, by=annotator, source=str(source), um_per_px=um_per_px)
+        place = AnnotationStore(UPath(store))
+        added = place.add(labelled, by=annotator, source=str(source), um_per_px=um_per_px)
+        waiting = place.count_since(place.last_trained())
     typer.echo(f"{added.annotations} annotations on {added.pictures} pictures added to {store} as {added.shard}")
+    typer.echo(f"{waiting} annotations wait for a training")
     from flows.events import annotations_added
 
-    reason = annotations_added(store, added, annotator)
+    reason = annotations_added(store, added, annotator, waiting, due)
     print_remarks([] if reason is None else [f"added, but no training was told: {reason}"])
 
 

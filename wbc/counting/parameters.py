@@ -89,9 +89,9 @@ class CountParameters:
     ] = "none"
 
 
-def explanations() -> Mapping[str, str]:
+def explanations(parameters: type = CountParameters) -> Mapping[str, str]:
     """What each parameter means, by name, in order."""
-    hints = get_type_hints(CountParameters, include_extras=True)
+    hints = get_type_hints(parameters, include_extras=True)
     return {name: _explanation(hint) for name, hint in hints.items()}
 
 

@@ -3,7 +3,8 @@
 ```
 STORE/pictures/<sha256><suffix>          each picture once, under the digest of its content
 STORE/shards/<UTC time>-<digest>.json    what one person added at one time: COCO, with who, when and whence in `info`
-STORE/snapshots/<digest>.json            the shards that somebody learnt from
+STORE/snapshots/<digest>.json            the shards that were there at one time
+STORE/trainings/<UTC time>-<digest>.json what a training has learnt from: the digest of a snapshot
 ```
 A shard is written when all of its pictures are there, under a temporary name, then renamed: two who add at once write
 different files, and one who is killed leaves no shard. A picture that is in several shards is labelled as the last of
@@ -129,6 +130,17 @@ class AnnotationStore:
         """How many annotations were added that a snapshot lacks; all where it is None. Raises ValueError as `read`."""
         known = set(snapshot.shards if snapshot else ())
         return sum(len(self._shard(shard)["annotations"]) for shard in self.shards() if shard not in known)
+
+    def mark_trained(self, snapshot: Snapshot) -> None:
+        """Write down that models have learnt from a snapshot. Raises OSError."""
+        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{snapshot.digest}.json"
+        write_whole(self.path / "trainings" / name, json.dumps({"snapshot": snapshot.digest}).encode())
+
+    def last_trained(self) -> Snapshot | None:
+        """What was learnt from last; None where nothing was yet. Raises ValueError as `snapshot_of`."""
+        folder = self.path / "trainings"
+        names = sorted(path.stem for path in folder.iterdir() if path.suffix == ".json") if folder.is_dir() else []
+        return self.snapshot_of(names[-1].rpartition("-")[2]) if names else None
 
     def _path(self, shard: str) -> UPath:
         return self.path / "shards" / shard

@@ -29,6 +29,7 @@ __all__ = [
     "fetch",
     "give_up_run",
     "keep_files",
+    "log_curves",
     "log_figures",
     "log_params",
     "name_version",
@@ -210,15 +211,21 @@ def _place_beside_database() -> str | None:
 
 def log_figures(run_id: str, figures: Mapping[str, float], step: int = 0, model_id: str | None = None) -> None:
     """Add figures to a run, or to the model that came of it too; those that are not finite are left out."""
+    log_curves(run_id, [(step, figures)], model_id)
+
+
+def log_curves(run_id: str, rows: Sequence[tuple[int, Mapping[str, float]]], model_id: str | None = None) -> None:
+    """`log_figures` of many steps, each with its number."""
     entities, now = _mlflow().entities, int(time.time() * 1000)
-    rows = [
+    points = [
         entities.Metric(_word(key), float(value), now, step, model_id=model_id, run_id=run_id)
+        for step, figures in rows
         for key, value in figures.items()
         if math.isfinite(value)
     ]
     with _asking("cannot keep figures") as client:
-        for start in range(0, len(rows), 500):
-            client.log_batch(run_id, metrics=rows[start : start + 500])
+        for start in range(0, len(points), 500):
+            client.log_batch(run_id, metrics=points[start : start + 500])
 
 
 def keep_files(run_id: str, files: Sequence[Path], folder: str = "") -> None:

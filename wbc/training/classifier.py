@@ -116,12 +116,12 @@ def _train(plan: ClassifierConfig, config: Path, data: Path, out: Path, device: 
     crops = [read_crops(spec, data) for spec in plan.data]
     samples, matrix = _samples(plan, crops, config)
     card = replace(card, dataset=f"{card.dataset}, data {samples.digest[:12]}")
+    looks = KnownLooks.of([appearance(count_windows(part, card)) for part in crops])
     lesson = Lesson(samples, _stack, tree_losses(matrix, MEAN, STD), _watch(plan, data, card))
     trained = fit(model.to(device), lesson, plan.loop, out / CHECKPOINT)
     unfreeze_batch_norm_2d(trained)  # type: ignore[no-untyped-call]  # timm's frozen ones lack a key of the state dict
     if rank():
         return card
-    looks = KnownLooks.of([appearance(count_windows(part, card)) for part in crops])
     card = registry.save(out, trained.eval(), card, looks.arrays())
     card = replace(card, metrics=measure_classifier(plan.measure, data, out, device))
     return registry.save(out, trained, card, looks.arrays())

@@ -21,7 +21,7 @@ from wbc.models.trainable import TrainableDetector
 from wbc.revision import code_revision, file_revision
 from wbc.training.calibration import CalibrationSettings, calibrate
 from wbc.training.checkpoint import CHECKPOINT
-from wbc.training.detector_data import BoxData, DetectorData, Mosaics, RenderedData, load_sources, render_source
+from wbc.training.detector_data import DetectorData, Mosaics, RenderedData, load_sources, render_source
 from wbc.training.loop import Lesson, LoopSettings, fit
 from wbc.training.measure import detector_figures, measure_detector
 from wbc.training.processes import processes_for, rank, train_together
@@ -58,8 +58,8 @@ class DetectorConfig:
     jitter: Jitter = field(default_factory=Jitter)
     rendered: RenderedData | None = None
     calibrate: CalibrationSettings = field(default_factory=CalibrationSettings)
-    measure: tuple[BoxData, ...] = ()
-    watch: tuple[BoxData, ...] = ()
+    measure: tuple[DetectorData, ...] = ()
+    watch: tuple[DetectorData, ...] = ()
     credits: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

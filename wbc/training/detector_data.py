@@ -75,9 +75,13 @@ class StoreData:
     um_per_px: float | None = None
     set: str = ""
 
+    def annotation_store(self, root: Path) -> AnnotationStore:
+        """The store."""
+        return AnnotationStore(UPath(self.store) if "://" in self.store else UPath(root / self.store))
+
     def read(self, root: Path) -> list[LabelledPicture]:
         """The pictures, labelled by cell types. Raises ValueError where the store holds none, or as the store does."""
-        store = AnnotationStore(UPath(self.store) if "://" in self.store else UPath(root / self.store))
+        store = self.annotation_store(root)
         pictures = store.read(store.snapshot_of(self.snapshot) if self.snapshot else None)
         if not pictures:
             raise ValueError(f"{store.path}: nothing was added to this annotation store")

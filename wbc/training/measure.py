@@ -12,35 +12,33 @@ from wbc.cells.crop import cut_square
 from wbc.cells.detect import detect
 from wbc.cells.tiles import TileSettings
 from wbc.datasets.crops import PATCH_PX, PATCH_UM, Crops
-from wbc.datasets.labels import red_cell_um_per_px
 from wbc.models import registry
 from wbc.models.cards import ModelCard
 from wbc.models.registry import LoadedModel
 from wbc.storage.images import read_field
 from wbc.training.classifier_data import CropData, read_crops
-from wbc.training.detector_data import BoxData, read_boxes
+from wbc.training.detector_data import BoxData, StoreData, of_one_scale, read_boxes
 from wbc.training.metrics import average_precision, confusion, kind_accuracy
 
 LOWEST_SCORE = 0.05
 
 
-def measure_detector(specs: Sequence[BoxData], data: Path, model: Path, device: str) -> dict[str, float]:
+def measure_detector(specs: Sequence[BoxData | StoreData], data: Path, model: Path, device: str) -> dict[str, float]:
     """AP of a saved detector on data sets below `data`, each figure named by its set."""
     ref, _ = registry.resolve(str(model), "detector")
     return detector_figures(specs, data, registry.load(ref, device))
 
 
-def detector_figures(specs: Sequence[BoxData], data: Path, loaded: LoadedModel) -> dict[str, float]:
+def detector_figures(specs: Sequence[BoxData | StoreData], data: Path, loaded: LoadedModel) -> dict[str, float]:
     """`measure_detector` of a detector in memory."""
     metrics: dict[str, float] = {}
     for spec in specs:
-        pictures = read_boxes(spec, data)
-        scale = spec.um_per_px or red_cell_um_per_px(pictures)
         truth, detections = [], []
-        for picture in pictures:
-            pixels = read_field(UPath(picture.path))
-            truth.append((picture, pixels.shape[1], pixels.shape[0]))
-            detections += detect([pixels], loaded, scale, LOWEST_SCORE, TileSettings())
+        for scale, pictures in of_one_scale(read_boxes(spec, data), spec.um_per_px).items():
+            for picture in pictures:
+                pixels = read_field(UPath(picture.path))
+                truth.append((picture, pixels.shape[1], pixels.shape[0]))
+                detections += detect([pixels], loaded, scale, LOWEST_SCORE, TileSettings())
         metrics |= _named(spec.set, average_precision(truth, detections, loaded.card.classes))
     return metrics
 

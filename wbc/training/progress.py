@@ -1,5 +1,7 @@
 """How a training gets on: its curves, and who watches it."""
 
+import csv
+import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -50,10 +52,23 @@ class Curves:
 
     def write(self, folder: Path) -> None:
         """As `curves.csv` in a folder: a line for each value. Raises OSError, naming the file."""
-        lines = ["curve,step,value"]
-        lines += [f"{name},{i},{v:.6g}" for name, values in self.losses.items() for i, v in enumerate(values, 1)]
-        lines += [f"{name},{step},{v:.6g}" for name, pairs in self.figures.items() for step, v in pairs]
-        write_whole(UPath(folder / CURVES), ("\n".join(lines) + "\n").encode())
+        rows = [("loss", name, i, v) for name, values in self.losses.items() for i, v in enumerate(values, 1)]
+        rows += [("figure", name, step, v) for name, pairs in self.figures.items() for step, v in pairs]
+        sink = io.StringIO(newline="")
+        csv.writer(sink, lineterminator="\n").writerows([("what", "curve", "step", "value"), *rows])
+        write_whole(UPath(folder / CURVES), sink.getvalue().encode())
+
+
+def read_curves(folder: Path) -> Curves:
+    """The curves that `Curves.write` left in a folder. Raises OSError where there are none."""
+    curves = Curves()
+    with (folder / CURVES).open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["what"] == "loss":
+                curves.losses.setdefault(row["curve"], []).append(float(row["value"]))
+            else:
+                curves.add_figures(int(row["step"]), {row["curve"]: float(row["value"])})
+    return curves
 
 
 class Watcher(Protocol):
