@@ -18,6 +18,20 @@ def _faster_rcnn(card: ModelCard) -> nn.Module:
     return faster_rcnn.build(len(card.classes), card.mean, card.std, settings)
 
 
+def _one_level(card: ModelCard) -> nn.Module:
+    from wbc.models import one_level
+
+    settings = checked(card.arguments, one_level.OneLevelSettings, "arguments")
+    return one_level.build(len(card.classes), card.mean, card.std, settings)
+
+
+def _attentive_rcnn(card: ModelCard) -> nn.Module:
+    from wbc.models import attentive_rcnn
+
+    settings = checked(card.arguments, attentive_rcnn.AttentiveRCNNSettings, "arguments")
+    return attentive_rcnn.build(len(card.classes), card.mean, card.std, settings)
+
+
 def _crop_classifier(card: ModelCard) -> nn.Module:
     from wbc.models import crop_classifier
 
@@ -33,6 +47,8 @@ def _dark_regions(card: ModelCard) -> nn.Module:
 
 BUILDERS: dict[str, Callable[[ModelCard], nn.Module]] = {
     "faster_rcnn": _faster_rcnn,
+    "faster_rcnn_one_level": _one_level,
+    "attentive_rcnn": _attentive_rcnn,
     "crop_classifier": _crop_classifier,
     "dark_regions": _dark_regions,
 }

@@ -1,10 +1,7 @@
 """Faster R-CNN with a feature pyramid on any timm backbone (Ren 2015; Lin 2017; Wang 2021, "Faster RCNN model")."""
 
-from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -13,9 +10,10 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import FeaturePyramidNetwork, clip_boxes_to_image
+from torchvision.ops import clip_boxes_to_image
 
 from wbc.models.bfloat16 import InBfloat16
+from wbc.models.pyramid import PyramidBackbone
 from wbc.models.roi_align import PyramidRoIAlign
 
 
@@ -72,30 +70,6 @@ class FasterRCNNSettings:
     samples: SampleSettings = SampleSettings()
 
 
-LEVELS = ("0", "1", "2", "3")  # of the pyramid: strides 4, 8, 16, 32
-
-
-class Pyramid(nn.Module):
-    """A timm feature extractor under a feature pyramid."""
-
-    def __init__(self, name: str, channels: int) -> None:
-        super().__init__()
-        body: Any = timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4))
-        self.body = body
-        self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), channels)
-        self.out_channels = channels
-
-    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Pixels float (B,3,H,W) -> maps (B,C,H/s,W/s), one a level."""
-        maps = self.body(pixels.contiguous(memory_format=torch.channels_last))
-        levels: dict[str, Tensor] = self.fpn(OrderedDict(zip(LEVELS, maps, strict=True)))
-        return levels
-
-
-class PyramidBackbone(InBfloat16, Pyramid):
-    """The pyramid, in bfloat16 where that pays."""
-
-
 class ProposalHead(InBfloat16, RPNHead):  # type: ignore[misc]
     """Objectness and box deltas of every anchor, in bfloat16 where that pays."""
 
@@ -146,7 +120,7 @@ class RefiningHeads(RoIHeads):  # type: ignore[misc]
     def __init__(self, n_classes: int, settings: FasterRCNNSettings) -> None:
         super().__init__(
             PyramidRoIAlign(
-                list(LEVELS),
+                [str(level) for level in range(len(settings.anchor_px))],
                 output_size=settings.bins,
                 sampling_ratio=settings.samples_a_bin,
                 canonical_scale=settings.canonical_px,
@@ -221,11 +195,21 @@ def build(
     In: a list of float32 (3,H,W) in 0..1, RGB. Out, in eval mode: boxes (N,4) in tile pixels, labels 1..n_classes and
     scores. Trained end to end by torchvision's own losses in train mode.
     """
+    backbone = PyramidBackbone(settings.backbone, settings.pyramid_channels)
+    return assembled(backbone, RefiningHeads(n_classes, settings), mean, std, settings)
+
+
+def assembled(
+    backbone: nn.Module,
+    heads: RefiningHeads,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    settings: FasterRCNNSettings,
+) -> FasterRCNN:
+    """A detector of a backbone, which gives maps by level ("0", "1"...), and heads; its proposals by `settings`."""
+    transform = UnresizedTransform(mean, std)
     model: FasterRCNN = FasterRCNN(
-        backbone=PyramidBackbone(settings.backbone, settings.pyramid_channels),
-        rpn=ProposalNetwork(settings),
-        roi_heads=RefiningHeads(n_classes, settings),
-        transform=UnresizedTransform(mean, std),
+        backbone=backbone, rpn=ProposalNetwork(settings), roi_heads=heads, transform=transform
     )
     model.to(memory_format=torch.channels_last)
     return model
