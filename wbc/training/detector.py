@@ -131,7 +131,7 @@ def _untrained(plan: DetectorConfig, card: ModelCard, config: Path) -> tuple[Mod
     elif plan.imagenet:
         start_from_imagenet(model.body, config)
     try:
-        freeze_body(model, plan.frozen)
+        freeze_body(model, plan.frozen, norms=bool(plan.start) or plan.imagenet)
     except AttributeError as error:
         raise ValueError(f"{config}: frozen is {list(plan.frozen)}: {error}") from error
     return card, model
@@ -163,12 +163,14 @@ def _watch(plan: DetectorConfig, data: Path, card: ModelCard) -> Callable[[nn.Mo
     return watch
 
 
-def freeze_body(model: TrainableDetector, frozen: Sequence[str]) -> None:
-    """Fix batch norms at their statistics (a batch of two has none) and the named parts of the body, in place.
+def freeze_body(model: TrainableDetector, frozen: Sequence[str], *, norms: bool = True) -> None:
+    """Fix batch norms at their statistics (a batch of two has poor ones) and the named parts of the body, in place.
 
+    Without `norms` batch norms learn, as they must where nothing was learnt before: they have no statistics yet.
     Frozen batch norms of timm lack a key of the state dict: `unfreeze_body` before a model is saved.
     """
-    freeze_batch_norm_2d(model.body)  # type: ignore[no-untyped-call]
+    if norms:
+        freeze_batch_norm_2d(model.body)  # type: ignore[no-untyped-call]
     freeze_parts(model.body, frozen)
 
 
