@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixture_types import Wbc
 from jobs import DARK_CARD
 from PIL import Image
 
+from wbc.datasets.coco import write_coco
 from wbc.datasets.labels import LabelledPicture
 from wbc.evaluation import promotion
 from wbc.evaluation.frozen import Frozen, FrozenSet
@@ -81,3 +83,34 @@ def test_a_champion_that_came_meanwhile_is_not_pushed_aside(
     with pytest.raises(ModelError, match=f"but {other} is the champion now"):
         promotion.decide(seeing, frozen, "cpu")
     assert versions.champion_or_bundled("detector") == other
+
+
+def test_the_verbs_list_show_promote_and_go_back(mlflow_file: str, tmp_path: Path, wbc: Wbc, frozen: Frozen) -> None:
+    blind, seeing = registered(tmp_path / "blind", 0.35), registered(tmp_path / "seeing", 0.6)
+    pictures = [picture for picture, _ in frozen.sets[0].pictures]
+    (tmp_path / "frozen").mkdir()
+    for picture in pictures:
+        picture.path.rename(tmp_path / "frozen" / picture.path.name)
+    moved = [replace(picture, path=tmp_path / "frozen" / picture.path.name) for picture in pictures]
+    write_coco(tmp_path / "frozen" / "truth.json", moved, tmp_path / "frozen")
+    plan = tmp_path / "frozen.toml"
+    block = {"set": "scanner", "format": "coco", "images": "frozen", "annotations": "frozen/truth.json"}
+    lines = [f'{key} = "{value}"' for key, value in block.items()]
+    plan.write_text("\n".join(["[[data]]", *lines, "um_per_px = 0.2", ""]))
+    judged = ("--frozen", plan, "--data", tmp_path, "--device", "cpu")
+
+    assert wbc("models", "promote", blind, "--force").output == f"{blind} is the champion now, unjudged\n"
+    compared = wbc("models", "compare", blind, seeing, *judged)
+    assert f"{seeing} would be promoted" in compared.output
+    promoted = wbc("models", "promote", seeing, *judged)
+    assert f"{seeing} is the champion now, beside {blind}" in promoted.output
+    refused = wbc("models", "promote", blind, *judged)
+    assert (refused.exit_code, "is not promoted" in refused.output) == (1, True)
+    listed = json.loads(wbc("models", "list", NAME, "--json").output)
+    assert [facts["decision"] for facts in listed.values()] == ["promoted", "not promoted"]
+    shown = json.loads(wbc("models", "show", f"models:/{NAME}@champion", "--json").output)
+    assert (shown["reference"], shown["gate"]["promoted"]) == (seeing, True)
+    assert wbc("models", "rollback", NAME).output == f"{blind} is the champion now\n"
+    assert wbc("models", "export", seeing, tmp_path / "exported").exit_code == 0
+    assert wbc("models", "import", tmp_path / "exported").output == f"{seeing}\n"
+    assert wbc("models", "promote", seeing).exit_code == 2
