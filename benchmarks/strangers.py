@@ -81,8 +81,8 @@ def measure(config: Path, data: Path, out: Path, steps: int, only: Sequence[str]
     )
     rows = []
     for stranger in (*plan.data, TECOM):
-        if only and stranger.set not in only:
-            continue
+        if not stranger.set or (only and stranger.set not in only):
+            continue  # a set without a name, as of debris, is no laboratory
         model = out / stranger.set
         if not (model / registry.CARD).is_file():
             train_as_planned(without(plan, stranger), config, data, model, device)

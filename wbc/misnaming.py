@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from wbc.taxonomy import UNIDENTIFIED, Taxonomy
+from wbc.taxonomy import NOT_A_WHITE_CELL, UNIDENTIFIED, Taxonomy
 from wbc.types import Differential, DifferentialRow
 from wbc.unfolding import Confusion, Shares, unfold
 
@@ -21,11 +21,16 @@ def confusion_of(
     """How cells of known type (N,) were named by a taxonomy, by laboratory; `own` is the one that counts.
 
     Kinds are the roots of the taxonomy's tree: labels may be as coarse as these. Cells of a type that it does not know
-    are left out. None where no kind is measured.
+    are left out, and so are those that were refused: a slide's are in no percentage either. None where no kind is
+    measured.
     """
     kinds = tuple(dict.fromkeys(_root(t.name, taxonomy) for t in taxonomy.cell_types if t.nucleated))
     kinds = tuple(kind for kind in kinds if kind != UNIDENTIFIED)
-    known = [i for i, name in enumerate(true) if taxonomy.knows(name) and _root(name, taxonomy) in kinds]
+    known = [
+        i
+        for i, name in enumerate(true)
+        if taxonomy.knows(name) and _root(name, taxonomy) in kinds and named[i] != NOT_A_WHITE_CELL
+    ]
     used = {_root(true[i], taxonomy) for i in known} | {_root(name, taxonomy) for name in named}
     kinds = tuple(kind for kind in kinds if kind in used)
     column = {kind: i for i, kind in enumerate((*kinds, UNIDENTIFIED))}

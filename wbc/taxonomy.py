@@ -18,6 +18,8 @@ MeSide = Literal["myeloid", "erythroid"]
 # A generic detector's word for a nucleated cell: whatever the taxonomy, a cell whose type is not known.
 GENERIC = "wbc"
 UNIDENTIFIED = "unidentified"
+# What a detector took for a nucleated cell, and a classifier for debris, a giant platelet or a heap of stain.
+NOT_A_WHITE_CELL = "not_a_white_cell"
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
@@ -59,7 +61,8 @@ class Taxonomy:
     `nrbc` is the type reported per 100 white cells, outside the denominator. `aliases` are pairs (foreign name, own
     type). `priors` are pairs (own type, how likely it is before it is looked at, as a part of the commonest types').
     The last type is always `unidentified`: a nucleated cell that could not be named. A laboratory reports
-    it as a class of its own within the differential, so it is in the denominator and on neither side of M:E.
+    it as a class of its own within the differential, so it is in the denominator and on neither side of M:E. The one
+    before it is `not_a_white_cell`: what was found as one and refused, in no denominator.
 
     Raises ValueError where types, thresholds, `nrbc`, aliases or priors contradict each other.
     """
@@ -187,8 +190,10 @@ def _check_tree(taxonomy: Taxonomy) -> None:
         if cell_type.name in parents:
             raise ValueError(f"{cell_type.name} is there twice")
         parents[cell_type.name] = cell_type.parent
-    if not parents or taxonomy.cell_types[-1] != _UNIDENTIFIED_TYPE or GENERIC in parents:
-        raise ValueError(f"the types must end in {UNIDENTIFIED}, and none may be named {GENERIC}")
+    if not parents or taxonomy.cell_types[-2:] != _EVERYWHERE or GENERIC in parents:
+        raise ValueError(
+            f"the types must end in {NOT_A_WHITE_CELL} and {UNIDENTIFIED}, and none may be named {GENERIC}"
+        )
     for name, parent in parents.items():
         path = [name]
         while parent is not None:
@@ -229,12 +234,15 @@ def _check_rules(taxonomy: Taxonomy) -> None:
             raise ValueError(f"prior of {name} is {prior}, not over 0 and up to 1")
 
 
-_UNIDENTIFIED_TYPE = CellType(UNIDENTIFIED, "UNID", "other", nucleated=True, in_differential=True)
+_EVERYWHERE = (
+    CellType(NOT_A_WHITE_CELL, "NOT", "other", nucleated=False, in_differential=False),
+    CellType(UNIDENTIFIED, "UNID", "other", nucleated=True, in_differential=True),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class _TaxonomyFile:
-    """A taxonomy as its file has it: without `unidentified`, which is part of all."""
+    """A taxonomy as its file has it: without `not_a_white_cell` and `unidentified`, which are part of all."""
 
     name: str
     cell_types: tuple[CellType, ...]
@@ -245,14 +253,14 @@ class _TaxonomyFile:
     priors: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if declared := [t.name for t in self.cell_types if t.name in (UNIDENTIFIED, GENERIC)]:
+        if declared := [t.name for t in self.cell_types if t.name in (NOT_A_WHITE_CELL, UNIDENTIFIED, GENERIC)]:
             raise ValueError(f"cell type {declared[0]} is part of every taxonomy and cannot be declared")
 
     def taxonomy(self) -> Taxonomy:
         """The taxonomy that the file describes. Raises ValueError where it contradicts itself."""
         return Taxonomy(
             name=self.name,
-            cell_types=(*self.cell_types, _UNIDENTIFIED_TYPE),
+            cell_types=(*self.cell_types, *_EVERYWHERE),
             thresholds=self.thresholds,
             nrbc=self.nrbc,
             note=" ".join(self.note.split()),

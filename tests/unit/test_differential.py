@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wbc.differential import differential_of, wilson
-from wbc.taxonomy import load_taxonomy, shipped_taxonomies
+from wbc.taxonomy import Taxonomy, load_taxonomy, shipped_taxonomies
 from wbc.types import Differential, DifferentialRow
 
 TAXONOMIES = {name: load_taxonomy(name) for name in shipped_taxonomies()}
@@ -35,6 +35,16 @@ def test_limits_are_those_of_ruemkes_table(hits: int, n: int, low: float, high: 
     assert found.ci_low is not None
     assert found.ci_high is not None
     assert (round(found.ci_low, 1), round(found.ci_high, 1)) == (low, high)
+
+
+@pytest.mark.parametrize("taxonomy", TAXONOMIES.values(), ids=TAXONOMIES.keys())
+def test_what_is_no_white_cell_is_counted_and_in_no_percentage(taxonomy: Taxonomy) -> None:
+    white = next(t.name for t in taxonomy.cell_types if t.in_differential)
+    found, without = (differential_of({white: 20} | others, taxonomy) for others in ({"not_a_white_cell": 5}, {}))
+    assert row(found, "not_a_white_cell") == DifferentialRow("not_a_white_cell", "other", 5, False, None, None, None)
+    assert (found.n_cells, found.n_differential) == (25, 20)
+    assert (row(found, white), found.flags) == (row(without, white), without.flags)
+    assert "no_cells" in differential_of({"not_a_white_cell": 5}, taxonomy).flags
 
 
 def test_all_of_one_kind_reaches_a_hundred_exactly() -> None:

@@ -53,6 +53,13 @@ def test_types_that_the_taxonomy_does_not_know_are_left_out() -> None:
     assert confusion.counts.sum() == 20
 
 
+def test_cells_that_were_refused_are_in_no_confusion() -> None:
+    named = ["lymphocyte"] * 40 + ["not_a_white_cell"] * 20
+    confusion = confusion_of(named, ["lymphocyte"] * 60, ["a", "b"] * 30, None, BLOOD)
+    assert confusion is not None
+    assert confusion.counts.sum() == 40
+
+
 def test_without_a_measured_kind_there_is_no_confusion() -> None:
     assert confusion_of([], [], [], None, BLOOD) is None
     assert confusion_of(["lymphocyte"] * 40, ["lymphocyte"] * 40, ["a"] * 40, None, BLOOD) is None

@@ -155,7 +155,7 @@ def test_a_laboratorys_own_file(tmp_path: Path) -> None:
     extras = OWN + 'thresholds = [{ cell_type = "cell", percent = 2.5 }]\nnrbc = "beside"\n[aliases]\nfoo = "fine"\n'
     own = load_taxonomy(written(tmp_path, extras))
     assert isinstance(own, Taxonomy)
-    assert [t.name for t in own.cell_types] == ["cell", "fine", "beside", "unidentified"]
+    assert [t.name for t in own.cell_types] == ["cell", "fine", "beside", "not_a_white_cell", "unidentified"]
     assert own.cell_type("foo").abbreviation == "F"
     assert own.is_a("foo", "cell")
     assert own.thresholds[0].percent == 2.5
@@ -171,6 +171,7 @@ def test_a_laboratorys_own_file(tmp_path: Path) -> None:
         ('name = "beside"', 'name = "be side"', "'be side' is not lower case"),
         ('name = "beside"', 'name = "wbc"', "wbc is part of every taxonomy"),
         ('name = "beside"', 'name = "unidentified"', "unidentified is part of every taxonomy"),
+        ('name = "beside"', 'name = "not_a_white_cell"', "not_a_white_cell is part of every taxonomy"),
         (
             'lineage = "erythroid"',
             'lineage = "red"',

@@ -31,6 +31,7 @@ COLOURS = {
     "lymphocyte": (0, 120, 35),
     "monocyte": (190, 0, 130),
     "erythroblast": (190, 0, 40),
+    "not_a_white_cell": (110, 110, 110),
     "unidentified": (20, 20, 20),
 }
 

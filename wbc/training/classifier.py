@@ -22,7 +22,7 @@ from wbc.models.cards import ModelCard
 from wbc.models.imagenet import MEAN, STD
 from wbc.models.registry import LoadedModel
 from wbc.revision import code_revision, file_revision
-from wbc.taxonomy import label_matrix, load_taxonomy
+from wbc.taxonomy import NOT_A_WHITE_CELL, label_matrix, load_taxonomy
 from wbc.training.checkpoint import CHECKPOINT
 from wbc.training.classifier_data import CropData, CropSamples, CropSettings, read_crops
 from wbc.training.loop import Lesson, LoopSettings, fit
@@ -116,7 +116,7 @@ def _train(plan: ClassifierConfig, config: Path, data: Path, out: Path, device: 
     crops = [read_crops(spec, data) for spec in plan.data]
     samples, matrix = _samples(plan, crops, config)
     card = replace(card, dataset=f"{card.dataset}, data {samples.digest[:12]}")
-    looks = KnownLooks.of([appearance(count_windows(part, card)) for part in crops])
+    looks = _looks(crops, card)
     lesson = Lesson(samples, _stack, tree_losses(matrix, MEAN, STD), _watch(plan, data, card))
     trained = fit(model.to(device), lesson, plan.loop, out / CHECKPOINT)
     unfreeze_batch_norm_2d(trained)  # type: ignore[no-untyped-call]  # timm's frozen ones lack a key of the state dict
@@ -125,6 +125,13 @@ def _train(plan: ClassifierConfig, config: Path, data: Path, out: Path, device: 
     card = registry.save(out, trained.eval(), card, looks.arrays())
     card = replace(card, metrics=measure_classifier(plan.measure, data, out, device))
     return registry.save(out, trained, card, looks.arrays())
+
+
+def _looks(crops: list[Crops], card: ModelCard) -> KnownLooks:
+    """How the white cells look that the classifier learns from, data set by data set."""
+    white = [np.flatnonzero(np.array(part.labels) != NOT_A_WHITE_CELL) for part in crops]
+    shown = zip(crops, white, strict=True)
+    return KnownLooks.of([appearance(count_windows(part, card)[rows]) for part, rows in shown if len(rows)])
 
 
 def _untrained(plan: ClassifierConfig, card: ModelCard, config: Path) -> tuple[ModelCard, nn.Module]:

@@ -1,6 +1,6 @@
 """What classifiers learn from: single cells of several data sets, drawn endlessly under random stain and optics."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -28,6 +28,7 @@ from wbc.datasets.crops import (
 )
 from wbc.datasets.labels import red_cell_um_per_px
 from wbc.datasets.steady import arrays_digest, steady
+from wbc.synth.crops import render_debris
 from wbc.taxonomy import UNIDENTIFIED, load_taxonomy
 from wbc.training.detector_data import BoxData, StoreData, of_one_scale, read_boxes
 
@@ -36,7 +37,8 @@ from wbc.training.detector_data import BoxData, StoreData, of_one_scale, read_bo
 class CropTable:
     """Single cells in a Parquet `table` below the data folder: its `splits` to read, and kinds to leave out.
 
-    `weight` is how often they are drawn, beside the others; `set` what figures measured on them are called.
+    `names` maps kinds to the cell types that they are, where the table calls them otherwise. `weight` is how often they
+    are drawn, beside the others; `set` what figures measured on them are called.
     """
 
     table: str
@@ -44,6 +46,7 @@ class CropTable:
     um_per_px: float
     format: Literal["crops"] = "crops"
     leave_out: tuple[str, ...] = ()
+    names: dict[str, str] = field(default_factory=dict)
     weight: float = 1.0
     set: str = ""
 
@@ -82,7 +85,20 @@ class CellBoxes:
     set: str = ""
 
 
-CropData = Annotated[CropTable | CutCells | CellPictures | CellBoxes | StoreData, Field(discriminator="format")]
+@dataclass(frozen=True, slots=True)
+class RenderedDebris:
+    """So many `crops` of rendered debris and giant platelets, which are `not_a_white_cell` (`wbc.synth.crops`)."""
+
+    crops: int
+    seed: int
+    format: Literal["debris"] = "debris"
+    weight: float = 1.0
+    set: str = ""
+
+
+CropData = Annotated[
+    CropTable | CutCells | CellPictures | CellBoxes | StoreData | RenderedDebris, Field(discriminator="format")
+]
 
 
 def read_crops(spec: CropData, data: Path) -> Crops:
@@ -103,8 +119,8 @@ def _places(spec: CropData) -> tuple[str, ...]:
             return spec.images, spec.kinds
         case CellBoxes():
             return spec.images, spec.cells
-        case StoreData():
-            return ()  # nothing in a store ever changes
+        case StoreData() | RenderedDebris():
+            return ()  # nothing of these ever changes
     return spec.images, spec.annotations, spec.kinds
 
 
@@ -112,13 +128,16 @@ def _read_format(spec: CropData, data: Path) -> Crops:
     match spec:
         case CropTable():
             parts = [read_crop_table(data / spec.table, split, spec.um_per_px, spec.leave_out) for split in spec.splits]
-            return _joined(parts)
+            crops = _joined(parts)
+            return replace(crops, labels=tuple(spec.names.get(label, label) for label in crops.labels))
         case CellPictures():
             return read_cell_pictures(data / spec.images, data / spec.kinds, spec.um_per_px)
         case CellBoxes():
             return read_cell_boxes(data / spec.images, data / spec.cells, spec.um_per_px)
         case StoreData():
             return _stored_cells(spec, data)
+        case RenderedDebris():
+            return render_debris(spec.crops, spec.seed)
     return _cut_cells(spec, data)
 
 
@@ -172,7 +191,8 @@ class CropSamples(Dataset[tuple[Tensor, int]]):
 
     `parts` are (crops, row of each label, weight): a part is drawn by its weight, a label within it by the root of its
     number of cells, so that three basophils are neither lost nor learnt by heart. With a chance of `crop.other_stain` a
-    cell has the stain of any cell of another part, wholly or in part: colour alone tells neither kind nor laboratory.
+    cell has the stain of any cell of another part, drawn by its weight, wholly or in part: colour alone tells neither
+    kind nor laboratory.
     """
 
     def __init__(
@@ -217,8 +237,8 @@ class CropSamples(Dataset[tuple[Tensor, int]]):
         return part, among[int(rng.integers(len(among)))], rng
 
     def _cell_elsewhere(self, part: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-        others = [p for i, p in enumerate(self.parts) if i != part]
-        pixels = others[int(rng.integers(len(others)))].pixels
+        weights = np.where(np.arange(len(self.parts)) == part, 0, self.weights)
+        pixels = self.parts[int(rng.choice(len(self.parts), p=weights / weights.sum()))].pixels
         return np.asarray(pixels[int(rng.integers(len(pixels)))])
 
 
