@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.ops import MultiScaleRoIAlign
 
 from benchmarks.common import Claim, Report, Row, labelled_slide, parser, pixels_of, score, show
 from wbc.cells.detect import detect
@@ -137,6 +138,18 @@ def samples_a_bin(side: int) -> Callable[[Any], None]:
     return change
 
 
+def kernel_of_torchvision(module: Any) -> None:
+    """RoIAlign by torchvision's kernel."""
+    shipped = module.roi_heads.box_roi_pool
+    module.roi_heads.box_roi_pool = MultiScaleRoIAlign(
+        shipped.featmap_names,
+        shipped.output_size,
+        shipped.sampling_ratio,
+        canonical_scale=shipped.canonical_scale,
+        canonical_level=shipped.canonical_level,
+    )
+
+
 def variants(um_per_px: float) -> list[Variant]:
     """All ways that are compared; the first is what the others are measured against."""
     single = precision(backbone=False, box_head=False, proposal_head=False)
@@ -151,6 +164,7 @@ def variants(um_per_px: float) -> list[Variant]:
         Variant("bf16 backbone, box head, proposal head", (half,)),
         Variant("compiled in bfloat16", (half, compiled)),
         Variant("as shipped"),
+        Variant("as shipped; torchvision's RoIAlign", (kernel_of_torchvision,)),
         Variant("as shipped; batch norms folded", (fold_batch_norms,)),
         *(Variant(f"as shipped; objectness ≥ {v}", (lowest_objectness(v),)) for v in (0.02, 0.1, 0.2, 0.3, 0.5, 0.7)),
         *(Variant(f"as shipped; second look from {v}", (refined_score(v),)) for v in (0.1, 0.3, 0.5)),
