@@ -181,11 +181,16 @@ def worker_processes() -> Iterator[tuple[str, Callable[[], int]]]:
     from distributed import LocalCluster
 
     from flows.cluster.fork_server import METHOD, start_fork_server
+    from flows.cluster.this_machine import NEVER_SECONDS
 
     rng = np.random.default_rng(2)
     start_fork_server([])
     how: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
-    with dask.config.set({"distributed.worker.multiprocessing-method": METHOD}), LocalCluster(**how) as cluster:
+    set_up = {
+        "distributed.worker.multiprocessing-method": METHOD,
+        "distributed.deploy.lost-worker-timeout": f"{NEVER_SECONDS}s",  # as in the clusters that a count starts
+    }
+    with dask.config.set(set_up), LocalCluster(**how) as cluster:
 
         def victim() -> int:
             pids: list[int] = []

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 WORKER_BYTES = 2 << 30
 MOST_READING_THREADS = 8
+NEVER_SECONDS = 10**9
 LOOPBACK = {"host": "127.0.0.1", "protocol": "tls://", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
 
 
 def cluster_here(workers: int | None, gpus: Sequence[str], security: "Security") -> Any:
     """A cluster of worker processes on this machine: one a GPU, else one a core, as memory allows."""
+    import dask
     from dask.system import CPU_COUNT
     from distributed import Scheduler, SpecCluster
     from distributed.deploy.spec import close_clusters
@@ -31,6 +33,9 @@ def cluster_here(workers: int | None, gpus: Sequence[str], security: "Security")
     common = LOOPBACK | {"security": security}
     specs = {i: {"cls": _nanny, "options": common | _share(i, gpus, cores, memory)} for i in range(n_workers)}
     scheduler = {"cls": Scheduler, "options": common | {"port": 0}}
+    # Dask gives a worker up for good that is not there some seconds after it died: its second death, or a busy machine
+    # on which it takes long to start, would leave calls without a worker for ever. Nannies bring theirs back.
+    dask.config.set({"distributed.deploy.lost-worker-timeout": f"{NEVER_SECONDS}s"})
     try:
         return SpecCluster(specs, scheduler=scheduler, security=security, silence_logs=logging.WARNING)  # type: ignore[no-untyped-call]
     except KeyboardInterrupt:

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import dask
 import psutil
 import pytest
 import torch
@@ -29,6 +30,18 @@ def describe_worker() -> dict[str, Any]:
 def parent_of_worker() -> dict[str, Any]:
     parent = " ".join(psutil.Process().parent().cmdline())
     return {"pid": os.getpid(), "parent": parent, "threads": torch.get_num_threads()}
+
+
+@pytest.mark.dask
+def test_a_worker_that_is_long_in_coming_back_is_not_given_up() -> None:
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "10ms"}),
+        open_cluster(ClusterSettings(workers=1, wait_seconds=120), "cpu", []) as opened,
+    ):
+        before = opened.inference.submit(describe_worker).result(timeout=120)
+        os.kill(before["pid"], signal.SIGKILL)
+        after = opened.inference.submit(describe_worker).result(timeout=120)
+    assert after["pid"] != before["pid"]
 
 
 @pytest.mark.dask
