@@ -9,6 +9,7 @@ from wbc.cli import annotations, config, models, train
 from wbc.cli.about import doctor, version
 from wbc.cli.adapt import adapt
 from wbc.cli.count import count
+from wbc.cli.evaluate import evaluate
 from wbc.cli.options import CountCommand
 from wbc.cli.prune import prune
 from wbc.cli.recount import recount
@@ -39,6 +40,7 @@ app.command()(recount)
 app.command()(show)
 app.command()(prune)
 app.command()(adapt)
+app.command()(evaluate)
 app.command()(synth)
 app.command()(version)
 app.command()(doctor)
