@@ -1,5 +1,6 @@
 """The retrain flow: both models learn from what is new; the gate says which of them count from now on."""
 
+from pathlib import Path
 from typing import cast
 
 from prefect import flow, get_run_logger
@@ -7,7 +8,7 @@ from prefect.states import Completed
 
 from flows.parameters import from_parameters
 from flows.result import publish
-from flows.training import challenge, settle_order, trained_version
+from flows.training import challenge, gate, settle_order, trained_version
 from flows.training_parameters import RetrainingParameters
 from wbc import __version__
 from wbc.training.orders import Settled
@@ -36,8 +37,7 @@ def retrain(parameters: RetrainingParameters) -> list[str]:
                 get_run_logger().info("%s: %d annotations are new: not trained", order.task, settled.n_new)
                 continue
             trained, reference = trained_version(settled)
-            challenge(reference)
-            results.append((trained, reference, "challenger"))
+            results.append((trained, reference, _judged(reference, parameters)))
             learnt.append(settled)
         except Exception as error:  # whatever it is, it is this model's alone
             get_run_logger().error("%s: %s", order.task, error)
@@ -47,6 +47,14 @@ def retrain(parameters: RetrainingParameters) -> list[str]:
         raise NotRetrained("; ".join(failures))
     _mark(learnt)
     return _ending([reference for _, reference, _ in results])
+
+
+def _judged(reference: str, parameters: RetrainingParameters) -> str:
+    """What the gate decided of a version; without frozen slides it stays the challenger."""
+    if parameters.frozen is None:
+        challenge(reference)
+        return "Challenger: no frozen slides are given for the gate."
+    return gate(reference, Path(parameters.frozen), Path(parameters.data), parameters.device)
 
 
 def _mark(learnt: list[Settled]) -> None:

@@ -4,16 +4,21 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 
+from flows.slide_table import markdown_text
+from wbc.evaluation.frozen import read_frozen
+from wbc.evaluation.promotion import decide
 from wbc.models import tracking
+from wbc.models.registry import resolve_device
 from wbc.models.versions import CHALLENGER, DIGEST, NAMES, Fit, register, set_alias, version_of, versions
 from wbc.training.following import followed
 from wbc.training.orders import Order, Settled, Trained, fulfil, settle
@@ -95,6 +100,20 @@ def challenge(reference: str) -> None:
     """Make a version the challenger of its name."""
     version = version_of(reference)
     set_alias(version.name, CHALLENGER, version.number)
+
+
+@_asking_mlflow
+def gate(reference: str, frozen: Path, data: Path, device: str) -> str:
+    """Let the gate decide whether a version takes the champion's place; its decision in a sentence.
+
+    Both columns of figures are a table artifact.
+    """
+    decision = decide(reference, read_frozen(frozen, data), resolve_device(device))
+    sentence = decision.headline()
+    name = version_of(reference).name
+    create_table_artifact(decision.lines(), key=f"gate-{name}", description=markdown_text(sentence))
+    get_run_logger().info(sentence)
+    return sentence
 
 
 class Progress:

@@ -56,6 +56,9 @@ class RetrainingParameters:
     runs: Runs
     detector: Annotated[str | None, Field(description="The detector's config; null trains none.")] = None
     classifier: Annotated[str | None, Field(description="The classifier's config; null trains none.")] = None
+    frozen: Annotated[
+        str | None, Field(description="TOML file of the frozen slides that the gate judges on; null promotes nothing.")
+    ] = None
     snapshot: Snapshot = ""
     least_new: Annotated[
         int, Field(ge=0, description="Nothing is trained where fewer annotations came since the last training.")

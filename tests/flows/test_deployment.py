@@ -51,6 +51,12 @@ class Site:
     def ask(self, path: str, values: dict[str, Any] | None = None) -> Any:
         return asked(f"{self.api}/{path}", values)
 
+    def change(self, path: str, values: dict[str, Any]) -> bool:
+        body = json.dumps(values).encode()
+        headers = {"content-type": "application/json"}
+        with urllib.request.urlopen(urllib.request.Request(f"{self.api}/{path}", body, headers, method="PATCH")):
+            return True
+
     def call(self, *words: str) -> str:
         return called(words, self.environment)
 
@@ -112,13 +118,12 @@ def free_port() -> int:
         return port
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """The commands that deployments/prefect.yaml names, run against a server of their own."""
-    logs = tmp_path_factory.mktemp("logs")
+@contextmanager
+def laboratory(logs: Path, **more: str) -> Iterator[Site]:
+    """The commands that deployments/prefect.yaml names, run against a server of their own, with `more` variables."""
     api = f"http://127.0.0.1:{(port := free_port())}/api"
     own = {"PREFECT_HOME": str(logs / "home"), "PREFECT_API_URL": api, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")} | own
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")} | own | more
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     server = prefect("server", "start", "--host", "127.0.0.1", "--port", str(port))
     with running(server, environment, logs / "server.log"):
@@ -127,6 +132,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         called(("--no-prompt", "deploy", "--prefect-file", "deployments/prefect.yaml", "--all"), environment)
         with running(prefect("worker", "start", "--pool", "wbc"), environment, logs / "worker.log") as worker:
             yield Site(api, environment, psutil.Process(worker.pid), logs)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A laboratory with its worker."""
+    with laboratory(tmp_path_factory.mktemp("logs")) as its:
+        yield its
 
 
 def test_deployment_counts_every_night_with_documented_parameters(site: Site) -> None:
