@@ -11,6 +11,7 @@ from prefect.settings import get_current_settings
 from wbc.datasets.annotation_store import Added
 
 ANNOTATIONS_ADDED, ANNOTATIONS_DUE = "wbc.annotations.added", "wbc.annotations.due"
+CHAMPION_DRIFTED = "wbc.champion.drifted"
 logger = logging.getLogger(__name__)
 
 
@@ -27,11 +28,24 @@ def annotations_added(store: str, added: Added, by: str, waiting: int, due: int)
     return _emit(ANNOTATIONS_DUE, store, payload) if reason is None and waiting >= due else reason
 
 
+def champion_drifted(reference: str, figures: dict[str, list[float]]) -> str | None:
+    """Tell that a champion has drifted: the event `wbc.champion.drifted`, with the figures kept and those of now.
+
+    Returns why nobody was told: None where the server has it.
+    """
+    name = reference.removeprefix("models:/").partition("/")[0]
+    return _send(CHAMPION_DRIFTED, f"wbc.model.{name}", {"version": reference, "figures": figures})
+
+
 def _emit(name: str, store: str, payload: dict[str, Any]) -> str | None:
-    """Send an event about a store, and wait until the server has it. Returns why it has not, None where it has."""
+    return _send(name, resource_id(store), payload)
+
+
+def _send(name: str, resource: str, payload: dict[str, Any]) -> str | None:
+    """Send an event, and wait until the server has it. Returns why it has not, None where it has."""
     if get_current_settings().api.url is None:
         return "no Prefect server is set (PREFECT_API_URL)"
-    event = Event(event=name, resource=Resource({"prefect.resource.id": resource_id(store)}), payload=payload)
+    event = Event(event=name, resource=Resource({"prefect.resource.id": resource}), payload=payload)
     try:
         with get_client(sync_client=True) as client:
             client.request("POST", "/events", json=[event.model_dump(mode="json")])

@@ -6,6 +6,7 @@ import yaml
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
 from flows.count_slides import count_slides
+from flows.events import CHAMPION_DRIFTED
 
 AUTOMATIONS = Path(__file__).parents[2] / "deployments" / "automations.yaml"
 
@@ -13,6 +14,8 @@ AUTOMATIONS = Path(__file__).parents[2] / "deployments" / "automations.yaml"
 def test_each_ending_of_a_night_has_an_automation_that_prefect_takes() -> None:
     written = yaml.safe_load(AUTOMATIONS.read_text())["automations"]
     triggers = {one.name: one.trigger for one in map(AutomationCore.model_validate, written)}
+    assert isinstance(drift := triggers.pop("wbc-champion-drifted"), EventTrigger)
+    assert drift.expect == {CHAMPION_DRIFTED}
     assert set(triggers) == {"wbc-some-slides-failed", "wbc-nothing-counted", "wbc-no-count-last-night"}
     for trigger in triggers.values():
         assert isinstance(trigger, EventTrigger)

@@ -175,6 +175,36 @@ def judge(
     )
 
 
+def figures_of(
+    reference: str, task: Task, frozen: Frozen, device: str, settings: GateSettings = GateSettings()
+) -> dict[str, float]:
+    """One model's figures on frozen slides, from 0 to 1, by the names that its version keeps them by.
+
+    The main figure of each set and of all, and the sensitivity of each kind with at least `fewest` cells in a set.
+    """
+    ref, _ = registry.resolve(reference, task)
+    main = settings.main_of(task)
+    judged = _judge_model(ref, task, frozen, device, settings, main)
+    mains = _with_mean({name: float(one.main(whole(one.told.n_units))[0]) for name, one in judged.items()})
+    figures = {main_name(main, name): value for name, value in mains.items()}
+    for name, one in judged.items():
+        for kind in one.told.present():
+            own = one.told.kinds == kind
+            if own.sum() >= settings.fewest:
+                figures[sensitivity_name(name, kind)] = float(one.told.right[own].mean())
+    return figures
+
+
+def main_name(main: Main, name: str) -> str:
+    """What a version calls the main figure of a set."""
+    return f"gate {main} {name}"
+
+
+def sensitivity_name(name: str, kind: str) -> str:
+    """What a version calls the sensitivity of a kind in a set."""
+    return f"gate sensitivity {name} {kind}"
+
+
 def _pinned(champion: str, challenger: str) -> tuple[tuple[ModelRef, ModelRef], Task]:
     task = registry.read_card(champion).task
     (first, own), (second, other) = registry.resolve(champion, task), registry.resolve(challenger, task)

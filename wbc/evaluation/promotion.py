@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from wbc.evaluation.frozen import Frozen
-from wbc.evaluation.gate import ALL_SETS, Decision, GateSettings, judge
+from wbc.evaluation.gate import ALL_SETS, Decision, GateSettings, judge, main_name, sensitivity_name
 from wbc.models import tracking, versions
 from wbc.models.cards import ModelError, ModelRef, Task
 from wbc.models.versions import CHALLENGER, DECISION, NAMES, StoredVersion
@@ -60,8 +60,8 @@ def keep_decision(version: StoredVersion, decision: Decision) -> None:
         "fell": [f"{row.kind} of {row.set}" for row in decision.kinds if row.verdict == "fell"],
         "frozen": decision.frozen,
     }
-    figures = {f"gate {decision.main} {name}": value for name, value in decision.challenger_main.items()}
-    figures |= {f"gate sensitivity {row.set} {row.kind}": row.challenger / 100 for row in decision.kinds}
+    figures = {main_name(decision.main, name): value for name, value in decision.challenger_main.items()}
+    figures |= {sensitivity_name(row.set, row.kind): row.challenger / 100 for row in decision.kinds}
     if version.run_id:
         tracking.log_figures(version.run_id, figures)
     tracking.tag_version(version, {DECISION: json.dumps(short), "frozen": decision.frozen})
