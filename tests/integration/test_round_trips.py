@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from wbc.datasets.coco import read_coco, write_coco
+from wbc.datasets.formats import Source, read_source, write_pictures
 from wbc.datasets.geojson import read_geojson, write_geojson
-from wbc.datasets.labels import LabelledPicture
+from wbc.datasets.labels import LabelledPicture, find_pictures
+from wbc.datasets.splits import check_apart, divide
 from wbc.datasets.via import read_via, write_via
 from wbc.datasets.voc import read_voc
 from wbc.datasets.yolo import read_yolo
@@ -48,3 +51,44 @@ def test_to_geojson_and_back(pictures: list[LabelledPicture], tmp_path: Path) ->
     for picture in pictures:
         write_geojson(picture, tmp_path / f"{picture.path.stem}.geojson")
     assert_same(read_geojson(pictures[0].path.parent, tmp_path), sorted(pictures, key=lambda p: p.path.stem))
+
+
+@pytest.mark.parametrize("form", ["cvat", "label_studio", "via", "geojson"])
+def test_through_every_format_that_is_written(pictures: list[LabelledPicture], tmp_path: Path, form: str) -> None:
+    images, target = pictures[0].path.parent, tmp_path / f"written.{'xml' if form == 'cvat' else 'json'}"
+    write_pictures(target, pictures, images, form)
+    read = read_source(Source(target, images, None))
+    assert_same(sorted(read, key=lambda p: p.path.stem), sorted(pictures, key=lambda p: p.path.stem))
+
+
+def test_official_splits_are_apart_but_for_one_field_that_was_photographed_twice(real_data: Path) -> None:
+    sides: dict[str, list[LabelledPicture]] = {}
+    none = np.zeros((0, 4), np.float32)
+    for name in ("train", "val", "test"):
+        stems = (real_data / "bccd" / "splits" / f"{name}.txt").read_text().split()
+        sides[name] = [LabelledPicture(real_data / "bccd" / "images" / f"{s}.jpg", none, ()) for s in stems]
+    check_apart({"train": sides["train"], "test": sides["test"]})
+    check_apart({"val": sides["val"], "test": sides["test"]})
+    with pytest.raises(ValueError, match=r"1 pairs: \S*BloodImage_00038.jpg and \S*BloodImage_00037.jpg"):
+        check_apart(sides)
+    table = pd.read_csv(real_data / "pbc" / "central_cell.csv")
+    found = find_pictures(real_data / "pbc" / "images")
+    parts = {
+        str(name): [LabelledPicture(found[s], none, ()) for s in rows] for name, rows in table.groupby("split")["image"]
+    }
+    check_apart(parts)
+
+
+def test_copies_that_are_augmented_are_known_where_they_are_pooled(real_data: Path, tmp_path: Path) -> None:
+    """The augmented Kaggle set, pooled and split at random."""
+    table = pd.read_parquet(real_data / "blood_cells_80x60.parquet")
+    table = table[table["split"] == "train"].sample(6000, random_state=0)
+    pictures = []
+    for number, content in enumerate(table["jpeg"]):
+        (tmp_path / f"{number}.jpg").write_bytes(content)
+        pictures.append(LabelledPicture(tmp_path / f"{number}.jpg", np.zeros((0, 4), np.float32), ()))
+    with pytest.raises(ValueError, match=r"train and held share sources, \d+ pairs: .*\.jpg and .*\.jpg"):
+        check_apart({"train": pictures[:3000], "held": pictures[3000:]})
+    train, held = divide(pictures[:400], 0.1, 0)
+    assert (len(train) + len(held), 0 < len(held) < 60) == (400, True)
+    check_apart({"train": train, "held": held})

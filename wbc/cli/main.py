@@ -45,7 +45,7 @@ app.command()(synth)
 app.command()(version)
 app.command()(doctor)
 app.add_typer(train.app, name="train", help="Train a model from a config; an interrupted training carries on.")
-app.add_typer(annotations.app, name="annotations", help="Add what people marked on pictures to what models learn from.")
+app.add_typer(annotations.app, name="annotations", help="Check, convert, export, add what people marked.")
 app.add_typer(config.app, name="config", help="Show the parameters of a count, and where each comes from.")
 app.add_typer(
     models.app, name="models", help="Models: bundled ones, versions in the registry, and which of them counts."

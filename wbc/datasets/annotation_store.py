@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from PIL import UnidentifiedImageError
+import numpy as np
 from upath import UPath
 
-from wbc.datasets.coco import coco_truth, labelled_boxes
-from wbc.datasets.labels import LabelledPicture, Picture, opened
+from wbc.datasets.coco import coco_truth, pages_of
+from wbc.datasets.labels import LabelledPicture, Picture, size_of
 from wbc.storage.atomic import publish, staged, write_temporary, write_whole
 
 SHARD_DIGITS = 16
@@ -62,18 +62,19 @@ class AnnotationStore:
     ) -> Added:
         """Copy labelled pictures into the store: what `by` made, from `source`, all at one scale where it is known.
 
-        Their labels are cell types. Raises ValueError where there is none, a file is no picture, or one picture is
-        there twice with different labels; OSError where something cannot be read or written. Then no shard is written.
+        Their labels are cell types. Raises ValueError where there is no annotation, a file is no picture, or one
+        picture is there twice with different labels; OSError where something cannot be read or written. Then no shard
+        is written.
         """
-        if not labelled:
-            raise ValueError(f"{source}: no labelled picture to add")
+        if not any(picture.labels for picture in labelled):
+            raise ValueError(f"{source}: no annotation to add")
         entries: dict[str, LabelledPicture] = {}
         for picture in labelled:
             name = self._keep(picture)
             if not _are_same(entries.setdefault(name, picture), picture):
                 raise ValueError(f"{picture.path} and {entries[name].path} are one picture with different labels")
         categories = sorted({label for picture in entries.values() for label in picture.labels})
-        sized = [(name, *_size(picture.path), picture) for name, picture in entries.items()]
+        sized = [(name, *size_of(picture.path), picture) for name, picture in entries.items()]
         truth = coco_truth(sized, categories)
         for image in truth["images"]:
             image |= _origin(entries[image["file_name"]], um_per_px)
@@ -111,9 +112,11 @@ class AnnotationStore:
         last: dict[str, LabelledPicture] = {}
         for shard in self.shards() if snapshot is None else snapshot.shards:
             truth = self._shard(shard)
-            for image, boxes, labels in labelled_boxes(truth, str(self._path(shard))):
+            for page, image in pages_of(truth, str(self._path(shard))):
                 origin = image.get("um_per_px"), image.get("slide_id", "")
-                last[image["file_name"]] = LabelledPicture(self.path / image["file_name"], boxes, labels, *origin)
+                boxes = np.array([mark.box for mark in page.marks], np.float32).reshape(-1, 4)
+                labels = tuple(mark.label for mark in page.marks)
+                last[page.name] = LabelledPicture(self.path / page.name, boxes, labels, *origin)
         for picture in last.values():
             _check_content(picture.path)
         return list(last.values())
@@ -150,7 +153,7 @@ class AnnotationStore:
 
     def _keep(self, picture: LabelledPicture) -> str:
         """Copy a picture into the store. Returns its name there."""
-        _size(picture.path)
+        size_of(picture.path)
         content = picture.path.read_bytes()
         name = f"pictures/{_digest(content)}{picture.path.suffix.lower()}"
         place = self.path / name
@@ -186,15 +189,6 @@ def _origin(picture: LabelledPicture, um_per_px: float | None) -> dict[str, Any]
     """What is known of a picture beside its labels, where it is; `name` is what its file was called."""
     known = {"name": picture.path.name, "um_per_px": um_per_px or picture.um_per_px, "slide_id": picture.slide_id}
     return {key: value for key, value in known.items() if value}
-
-
-def _size(path: Picture) -> tuple[int, int]:
-    """Width and height in px. Raises ValueError for what is no picture."""
-    try:
-        with opened(path) as picture:
-            return picture.size
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: no picture") from error
 
 
 def _check_content(path: Picture) -> None:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wbc.cells.crop import cut_square
-from wbc.datasets.labels import LabelledPicture, Picture, find_pictures, opened, picture_at
+from wbc.datasets.labels import LabelledPicture, Picture, find_pictures, opened
+from wbc.datasets.reading import picture_at
 
 PATCH_UM = 26.0
 PATCH_PX = 176

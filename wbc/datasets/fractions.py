@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image
 
-from wbc.datasets.labels import LabelledPicture, clean
+from wbc.datasets.labels import LabelledPicture
+from wbc.datasets.reading import Mark, Page, labelled
 
 
 def read_fractions(
@@ -15,21 +15,17 @@ def read_fractions(
 
     Raises ValueError, naming the file, where a picture is missing or a label is not in `names`.
     """
-    labelled = []
+    pages = []
     for name, rows in pd.read_csv(annotations).groupby("image", sort=True):
-        path = images / str(name)
-        if path.stem in (leave_out or []):
+        if Path(str(name)).stem in (leave_out or []):
             continue
-        if not path.is_file():
-            raise ValueError(f"{annotations}: picture {path} is missing")
         unknown = set(rows["label"]) - set(names)
         if unknown:
             raise ValueError(f"{annotations}: labels {sorted(unknown)} are none of {sorted(names)}")
-        with Image.open(path) as picture:
-            width, height = picture.size
-        boxes = [
-            (x0 * width, y0 * height, x1 * width, y1 * height)
-            for x0, y0, x1, y1 in rows[["xmin", "ymin", "xmax", "ymax"]].to_numpy(float)
+        boxes = rows[["xmin", "ymin", "xmax", "ymax"]].to_numpy(float).tolist()
+        marks = [
+            Mark(f"{annotations}:{row + 2}", (x0, y0, x1, y1), names[label])
+            for row, (x0, y0, x1, y1), label in zip(rows.index, boxes, rows["label"], strict=True)
         ]
-        labelled.append(clean(path, boxes, [names[label] for label in rows["label"]]))
-    return labelled
+        pages.append(Page(str(name), str(annotations), tuple(marks), in_fractions=True))
+    return labelled(images, pages)

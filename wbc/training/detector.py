@@ -21,7 +21,14 @@ from wbc.models.trainable import TrainableDetector
 from wbc.revision import code_revision, file_revision
 from wbc.training.calibration import CalibrationSettings, calibrate
 from wbc.training.checkpoint import CHECKPOINT
-from wbc.training.detector_data import DetectorData, Mosaics, RenderedData, load_sources, render_source
+from wbc.training.detector_data import (
+    DetectorData,
+    Mosaics,
+    RenderedData,
+    check_measured_apart,
+    load_sources,
+    render_source,
+)
 from wbc.training.loop import Lesson, LoopSettings, fit
 from wbc.training.measure import detector_figures, measure_detector
 from wbc.training.processes import processes_for, rank, train_together
@@ -101,6 +108,7 @@ def train_as_planned(
     plan: DetectorConfig, config: Path, data: Path, out: Path, device: str, processes: int = 0
 ) -> ModelCard:
     """`train_detector` by a plan that the file `config` holds, or that was made from it."""
+    check_measured_apart(plan.data, plan.measure, data)
     n = processes_for(device, processes, plan.loop.batch)
     return train_together(n, device, _train, plan, config, data, out)
 

@@ -18,10 +18,13 @@ from upath import UPath
 from wbc.datasets.annotation_store import AnnotationStore
 from wbc.datasets.augment import Jitter
 from wbc.datasets.coco import read_coco
+from wbc.datasets.formats import Source as AnnotationSource
+from wbc.datasets.formats import read_source
 from wbc.datasets.fractions import read_fractions
 from wbc.datasets.geojson import read_geojson
 from wbc.datasets.labels import LabelledPicture, red_cell_um_per_px
 from wbc.datasets.mosaic import LabelledPixels, MosaicSettings, Source, draw_mosaic, load_source
+from wbc.datasets.splits import check_apart
 from wbc.datasets.steady import arrays_digest, steady
 from wbc.datasets.via import read_via
 from wbc.datasets.voc import read_voc
@@ -42,7 +45,7 @@ class BoxData:
     from its first to below its second number: [0.0, 0.9] and [0.9, 1.0] split nine to one.
     """
 
-    format: Literal["voc", "yolo", "coco", "fractions", "via", "geojson"]
+    format: Literal["voc", "yolo", "coco", "fractions", "via", "geojson", "cvat", "label_studio", "datumaro"]
     images: str
     annotations: str
     names: dict[str, str]
@@ -136,6 +139,17 @@ def _read_format(spec: BoxData, root: Path) -> list[LabelledPicture]:
             return read_geojson(images, annotations, spec.names)
         case "fractions":
             return read_fractions(images, annotations, spec.names, list(spec.leave_out))
+    return read_source(AnnotationSource(annotations, images, spec.names, format=spec.format))
+
+
+def check_measured_apart(
+    learnt: Sequence[BoxData | StoreData], measured: Sequence[BoxData | StoreData], root: Path
+) -> None:
+    """Raises ValueError, naming pairs, where a picture that is measured on shows what one does that is learnt from."""
+    if not measured:
+        return
+    sides = {"data": learnt, "measure": measured}
+    check_apart({name: [p for spec in specs for p in read_boxes(spec, root)] for name, specs in sides.items()})
 
 
 def load_sources(specs: Sequence[BoxData | StoreData], root: Path, classes: Sequence[str]) -> list[Source]:

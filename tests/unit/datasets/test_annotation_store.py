@@ -92,7 +92,7 @@ def test_what_cannot_be_added_leaves_no_shard(store: AnnotationStore, tmp_path: 
     bad = LabelledPicture(tmp_path / "no.png", BOXES, ("rbc", "rbc"))
     one, other = labelled(tmp_path, "a.png", 1), labelled(tmp_path, "b.png", 1, ("rbc", "monocyte"))
     for pictures, reason in (
-        ([], "no labelled picture"),
+        ([], "no annotation to add"),
         ([one, bad], r"no\.png: no picture"),
         ([one, other], r"b\.png and .*a\.png are one picture with different labels"),
     ):

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,11 +177,11 @@ def test_qupaths_lists_and_single_features_are_read_too(images: Path, tmp_path: 
 
 def test_scores_go_into_qupaths_measurements(images: Path, tmp_path: Path) -> None:
     picture = LabelledPicture(images / "a.png", np.array([[1, 2, 30, 40]], np.float32), ("wbc",))
-    write_geojson(picture, tmp_path / "a.geojson", [{"score": 0.9}])
+    write_geojson(replace(picture, measurements=({"score": 0.9},)), tmp_path / "a.geojson")
     (feature,) = json.loads((tmp_path / "a.geojson").read_text())["features"]
     assert feature["properties"]["measurements"] == {"score": 0.9}
-    with pytest.raises(ValueError, match="zip"):
-        write_geojson(picture, tmp_path / "a.geojson", [{}, {}])
+    with pytest.raises(ValueError, match="2 rows of measurements for 1 labels"):
+        replace(picture, measurements=({}, {}))
 
 
 def test_pictures_without_cells_survive_every_form_that_lists_pictures(images: Path, tmp_path: Path) -> None:
