@@ -9,6 +9,7 @@ from torch import Tensor
 
 from wbc.cells.appearance import KnownLooks, appearance
 from wbc.cells.crop import cut_square, even_light
+from wbc.cells.hue import adjust_hue
 from wbc.models.cards import ModelCard
 from wbc.models.last_layer import features_of, last_layer
 from wbc.models.registry import LoadedModel
@@ -79,6 +80,7 @@ def features(crops: NDArray[np.uint8], model: LoadedModel) -> NDArray[np.float32
 def _views(crops: NDArray[np.uint8], model: LoadedModel) -> tuple[Tensor, Tensor]:
     """Crops and their mirror images (N,3,S,S), prepared as the card says: whatever runs a classifier gets them here."""
     crops = even_light(crops) if model.card.even_light else crops
+    crops = adjust_hue(crops, model.card.hue) if model.card.hue else crops
     x = torch.from_numpy(np.ascontiguousarray(crops.transpose(0, 3, 1, 2))).to(model.device).float().div_(255)
     mean, std = (torch.tensor(v, device=model.device).view(1, 3, 1, 1) for v in (model.card.mean, model.card.std))
     x = ((x - mean) / std).contiguous(memory_format=torch.channels_last)

@@ -39,6 +39,18 @@ def _crop_classifier(card: ModelCard) -> nn.Module:
     return crop_classifier.build(len(card.classes), settings)
 
 
+def _asae(card: ModelCard) -> nn.Module:
+    from wbc.models import asae
+
+    return asae.build(len(card.classes), checked(card.arguments, asae.AsaeSettings, "arguments"))
+
+
+def _adl(card: ModelCard) -> nn.Module:
+    from wbc.models import adl
+
+    return adl.build(len(card.classes), checked(card.arguments, adl.AdlSettings, "arguments"))
+
+
 def _dark_regions(card: ModelCard) -> nn.Module:
     from wbc.models import dark_regions
 
@@ -50,6 +62,8 @@ BUILDERS: dict[str, Callable[[ModelCard], nn.Module]] = {
     "faster_rcnn_one_level": _one_level,
     "attentive_rcnn": _attentive_rcnn,
     "crop_classifier": _crop_classifier,
+    "asae": _asae,
+    "adl": _adl,
     "dark_regions": _dark_regions,
 }
 

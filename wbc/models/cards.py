@@ -10,7 +10,7 @@ from wbc.configs import checked
 # What changes no output.
 DESCRIPTION = ("name", "version", "dataset", "metrics", "code_revision", "credits", "parents", "taught")
 # Entries that came later, and their values where a model does without.
-LATER = {"reference_sha256": "", "stranger_threshold": None, "even_light": False}
+LATER = {"reference_sha256": "", "stranger_threshold": None, "even_light": False, "hue": None}
 Task = Literal["detector", "classifier"]
 
 
@@ -48,7 +48,8 @@ class ModelCard:
     model's outputs (a detector's label 0, background, is not among them). `um_per_px` is the scale of its input;
     `input_px` the side of a classifier's square crop there (0 for a detector); `mean` and `std` are of RGB in 0..1.
     `sha256` is of the weights file. A classifier's crops have their light evened first (`wbc.cells.crop.even_light`) or
-    not. `threshold` is the probability below which a classifier's cell is unidentified;
+    not, then their hues spread over the range `hue` (`wbc.cells.hue.adjust_hue`), if it names one.
+    `threshold` is the probability below which a classifier's cell is unidentified;
     `stranger_threshold` takes its place on slides that look like none the classifier has learnt from.
     `parents` are the models that this one was made from, and `taught` is how.
     `reference_sha256` is of the file of reference cells beside the weights, "" where there is none.
@@ -68,6 +69,7 @@ class ModelCard:
     threshold: float = 0.0
     stranger_threshold: float | None = None
     even_light: bool = False
+    hue: tuple[float, float] | None = None
     reference_sha256: str = ""
     dataset: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -79,6 +81,8 @@ class ModelCard:
     def __post_init__(self) -> None:
         if not self.classes or len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes {self.classes} are empty or repeat")
+        if self.hue and not 0 <= self.hue[0] <= self.hue[1] < 180:
+            raise ValueError(f"hue is {list(self.hue)}: it runs from low to high within 0 and 180, half degrees")
         if not self.um_per_px > 0 or min(self.std) <= 0:
             raise ValueError(f"no such preprocessing: {self.um_per_px} µm/px, mean {self.mean}, std {self.std}")
 

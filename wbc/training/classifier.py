@@ -24,7 +24,8 @@ from wbc.models.registry import LoadedModel
 from wbc.revision import code_revision, file_revision
 from wbc.taxonomy import NOT_A_WHITE_CELL, label_matrix, load_taxonomy
 from wbc.training.checkpoint import CHECKPOINT
-from wbc.training.classifier_data import CropData, CropSamples, CropSettings, read_crops
+from wbc.training.classifier_data import CropData, CropSamples, CropSettings, Sampler, read_crops
+from wbc.training.kind_losses import LossSettings, tree_losses
 from wbc.training.loop import Lesson, LoopSettings, fit
 from wbc.training.measure import classifier_figures, count_windows, measure_classifier
 from wbc.training.processes import processes_for, rank, train_together
@@ -40,6 +41,7 @@ class ClassifierConfig:
     `model` holds the builder's arguments; `imagenet` says whether the backbone starts from packaged ImageNet weights,
     `start` names a classifier to start from instead, and `frozen` parts that keep what they start from, batch
     statistics included (timm's names, with or without a dot at their end).
+    `loss` and `sampler` say what a wrong answer costs and how often each kind is drawn.
     Coarse labels of `data` train through the tree of `taxonomy`. A cell that the classifier names with a probability
     below `threshold` is unidentified; on a slide that looks like none of `data`, below `stranger_threshold`. `watch` is
     measured now and then while it learns, `measure` at the end. The data must show every class but those that they
@@ -60,6 +62,8 @@ class ClassifierConfig:
     frozen: tuple[str, ...] = ()
     crop: CropSettings = field(default_factory=CropSettings)
     jitter: Jitter = field(default_factory=Jitter)
+    loss: LossSettings = field(default_factory=LossSettings)
+    sampler: Sampler = "root"
     may_lack: tuple[str, ...] = ()
     measure: tuple[CropData, ...] = ()
     watch: tuple[CropData, ...] = ()
@@ -88,6 +92,7 @@ class ClassifierConfig:
             threshold=self.threshold,
             stranger_threshold=self.stranger_threshold,
             even_light=self.crop.even_light,
+            hue=self.crop.hue,
             dataset=file_revision(source),
             code_revision=code_revision(),
             credits=self.credits,
@@ -117,7 +122,7 @@ def _train(plan: ClassifierConfig, config: Path, data: Path, out: Path, device: 
     samples, matrix = _samples(plan, crops, config)
     card = replace(card, dataset=f"{card.dataset}, data {samples.digest[:12]}")
     looks = _looks(crops, card)
-    lesson = Lesson(samples, _stack, tree_losses(matrix, MEAN, STD), _watch(plan, data, card))
+    lesson = Lesson(samples, _stack, tree_losses(matrix, MEAN, STD, plan.loss), _watch(plan, data, card))
     trained = fit(model.to(device), lesson, plan.loop, out / CHECKPOINT)
     unfreeze_batch_norm_2d(trained)  # type: ignore[no-untyped-call]  # timm's frozen ones lack a key of the state dict
     if rank():
@@ -158,7 +163,11 @@ def _samples(plan: ClassifierConfig, crops: list[Crops], config: Path) -> tuple[
     parts = [(part, rows, spec.weight) for part, spec in zip(crops, plan.data, strict=True)]
     matrix = label_matrix(load_taxonomy(plan.taxonomy), plan.classes, labels)
     check_shown(plan.classes, set(np.flatnonzero(matrix.any(0)).tolist()), plan.may_lack, config)
-    return CropSamples(parts, plan.crop, plan.jitter, plan.loop.seed), matrix
+    if plan.sampler == "balanced" and plan.loop.batch % len(labels):
+        raise ValueError(
+            f"{config}: loop.batch is {plan.loop.batch}: a balanced batch is a multiple of {len(labels)} kinds"
+        )
+    return CropSamples(parts, plan.crop, plan.jitter, plan.loop.seed, plan.sampler), matrix
 
 
 def _watch(plan: ClassifierConfig, data: Path, card: ModelCard) -> Callable[[nn.Module], dict[str, float]] | None:
@@ -175,29 +184,3 @@ def _watch(plan: ClassifierConfig, data: Path, card: ModelCard) -> Callable[[nn.
 
 def _stack(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     return torch.stack([pixels for pixels, _ in samples]), torch.tensor([row for _, row in samples])
-
-
-def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """uint8 (B,3,S,S) -> float32, (x/255 - mean)/std, channels last."""
-    m, s = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in (mean, std))
-    return ((pixels.float() / 255 - m) / s).contiguous(memory_format=torch.channels_last)
-
-
-def tree_losses(
-    matrix: NDArray[np.float32], mean: tuple[float, ...], std: tuple[float, ...], smoothing: float = 0.05
-) -> Callable[[nn.Module, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-    """The losses of a `Lesson`: cross-entropy of labels that may be coarse.
-
-    Row r of `matrix` (R,C) marks the classes that label r covers; its probability is the sum of theirs.
-    """
-    covers = torch.from_numpy(matrix)
-
-    def losses(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        device = next(model.parameters()).device
-        pixels, rows = batch
-        log_p = model(normalise(pixels.to(device), mean, std)).float().log_softmax(1)
-        covered = covers.to(device)[rows.to(device)]
-        hit = torch.logsumexp(log_p.masked_fill(covered == 0, -torch.inf), 1)
-        return {"loss_kind": -((1 - smoothing) * hit + smoothing * log_p.mean(1)).mean()}
-
-    return losses

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from wbc.cells.crop import even_light
+from wbc.cells.hue import adjust_hue
 from wbc.datasets.augment import Jitter, jitter_optics, jitter_stain, take_stain
 from wbc.datasets.crops import (
     PATCH_PX,
@@ -96,6 +97,8 @@ class RenderedDebris:
     set: str = ""
 
 
+# How a kind is drawn: by the root of its number of cells, or as often as every other.
+Sampler = Literal["root", "balanced"]
 CropData = Annotated[
     CropTable | CutCells | CellPictures | CellBoxes | StoreData | RenderedDebris, Field(discriminator="format")
 ]
@@ -170,7 +173,8 @@ def _cut_cells(spec: CutCells, data: Path) -> Crops:
 
 @dataclass(frozen=True, slots=True)
 class CropSettings:
-    """A classifier's window: `input_px` a side at `um_per_px`, its light evened or not (`wbc.cells.crop.even_light`).
+    """A classifier's window: `input_px` a side at `um_per_px`, its light evened or not (`wbc.cells.crop.even_light`),
+    its hues spread over the range `hue` (`wbc.cells.hue.adjust_hue`) or not.
 
     Training moves, turns, shears and scales it this far, and with a chance of `other_stain` takes the stain of a cell
     of another data set.
@@ -183,6 +187,7 @@ class CropSettings:
     shift_um: float = 1.2
     shear: float = 0.12
     even_light: bool = False
+    hue: tuple[float, float] | None = None
     other_stain: float = 0.0
 
 
@@ -193,10 +198,17 @@ class CropSamples(Dataset[tuple[Tensor, int]]):
     number of cells, so that three basophils are neither lost nor learnt by heart. With a chance of `crop.other_stain` a
     cell has the stain of any cell of another part, drawn by its weight, wholly or in part: colour alone tells neither
     kind nor laboratory.
+    The `balanced` sampler (ASAE-Net 2020, section 3.5) takes the labels in turn, so that a batch that is a multiple of
+    them shows each as often, from a part that has it.
     """
 
     def __init__(
-        self, parts: list[tuple[Crops, dict[str, int], float]], crop: CropSettings, jitter: Jitter, seed: int
+        self,
+        parts: list[tuple[Crops, dict[str, int], float]],
+        crop: CropSettings,
+        jitter: Jitter,
+        seed: int,
+        sampler: Sampler = "root",
     ) -> None:
         self.crop, self.jitter, self.seed = crop, jitter, seed
         self.parts = [p for p, _, _ in parts]
@@ -206,6 +218,10 @@ class CropSamples(Dataset[tuple[Tensor, int]]):
         ]
         self.chance = [_fractions([np.sqrt(len(group)) for group in groups]) for groups in self.of_label]
         self.weights = _fractions([weight for _, _, weight in parts])
+        self.sampler, self.labels = sampler, sorted({row for rows in self.rows for row in rows})
+        self.of_row = [
+            [[i for i, other in enumerate(rows) if other == row] for rows in self.rows] for row in self.labels
+        ]
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Sample `index`."""
@@ -215,6 +231,7 @@ class CropSamples(Dataset[tuple[Tensor, int]]):
             pixels = take_stain(pixels, self._cell_elsewhere(part, rng), rng.uniform(0, 1))
         pixels = jitter_optics(jitter_stain(pixels, self.jitter, rng), self.jitter, rng)
         pixels = even_light(pixels[None])[0] if self.crop.even_light else pixels
+        pixels = adjust_hue(pixels[None], self.crop.hue)[0] if self.crop.hue else pixels
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), self.rows[part][i]
 
     def pictures(self, index: int) -> list[str]:
@@ -232,9 +249,17 @@ class CropSamples(Dataset[tuple[Tensor, int]]):
     def _drawn(self, index: int) -> tuple[int, int, np.random.Generator]:
         """The part of sample `index`, the number of its cell there, and the dice for all that is done to it."""
         rng = np.random.default_rng([self.seed, index])
+        if self.sampler == "balanced":
+            return self._drawn_among(self.of_row[index % len(self.labels)], rng)
         part = int(rng.choice(len(self.parts), p=self.weights))
         among = self.of_label[part][int(rng.choice(len(self.chance[part]), p=self.chance[part]))]
         return part, among[int(rng.integers(len(among)))], rng
+
+    def _drawn_among(self, among: list[list[int]], rng: np.random.Generator) -> tuple[int, int, np.random.Generator]:
+        part = int(
+            rng.choice(len(among), p=_fractions([w * bool(a) for w, a in zip(self.weights, among, strict=True)]))
+        )
+        return part, among[part][int(rng.integers(len(among[part])))], rng
 
     def _cell_elsewhere(self, part: int, rng: np.random.Generator) -> NDArray[np.uint8]:
         weights = np.where(np.arange(len(self.parts)) == part, 0, self.weights)

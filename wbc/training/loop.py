@@ -25,7 +25,8 @@ LARGEST_GRADIENT = 5.0  # the norm that all gradients together are cut to
 class LoopSettings:
     """`steps` of `batch` samples: a linear warm-up, a plateau at `rate`, a linear fall.
 
-    The fall takes the last `decay` part of the steps. `optimizer` is AdamW, or SGD with `momentum`. `average` is the
+    The fall takes the last `decay` part of the steps. With `fall_every`, it falls instead to `fall_to`
+    of what it was after every so many steps. `optimizer` is AdamW, Adam, or SGD with `momentum`. `average` is the
     decay of the weights' exponential moving average, which is what training returns. Parameters whose names start with
     one of `slow` learn at half the rate; `seconds` (0: no limit) ends a run early, at a checkpoint. What a recipe
     watches is measured every `watch_every` steps (0: never).
@@ -43,9 +44,11 @@ class LoopSettings:
     checkpoint_every: int = 50
     data_workers: int = 1
     seconds: float = 0.0
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     momentum: float = 0.9
     watch_every: int = 0
+    fall_every: int = 0
+    fall_to: float = 0.85
 
 
 class Samples(Protocol):
@@ -77,6 +80,8 @@ class Lesson:
 
 def rate_factor(step: int, settings: LoopSettings) -> float:
     """The learning rate at `step` as a fraction of its peak."""
+    if settings.fall_every:
+        return min(1.0, (step + 1) / max(1, settings.warm_up)) * settings.fall_to ** (step // settings.fall_every)
     left = (settings.steps - step) / max(1.0, settings.decay * settings.steps)
     return max(0.0, min(1.0, (step + 1) / max(1, settings.warm_up), left))
 
@@ -195,6 +200,8 @@ def _optimizer(model: nn.Module, settings: LoopSettings) -> torch.optim.Optimize
     groups = _groups(trained, settings)
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, settings.rate, settings.momentum, weight_decay=settings.weight_decay)
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(groups, settings.rate, weight_decay=settings.weight_decay)
     return torch.optim.AdamW(groups, lr=settings.rate, weight_decay=settings.weight_decay)
 
 

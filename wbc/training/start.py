@@ -30,8 +30,10 @@ def untrained(card: ModelCard, config: Path, seed: int) -> nn.Module:
 def start_from_imagenet(features: nn.Module, config: Path) -> list[str]:
     """Give a module of timm's its ImageNet weights in place; the names of those that it has none for.
 
-    Raises ValueError, which names `config`, for an architecture whose weights no package has.
+    A module that wraps one as its `backbone` is given that one's. Raises ValueError, which names `config`, for an
+    architecture whose weights no package has.
     """
+    features = getattr(features, "backbone", features)
     try:
         return load_lite_weights(features, str(getattr(features, "default_cfg", {}).get("architecture", "")))
     except ValueError as error:

@@ -51,6 +51,7 @@ CARD = {
     "threshold": st.floats(0, 1),
     "stranger_threshold": st.none() | st.floats(0, 1),
     "even_light": st.booleans(),
+    "hue": st.none() | st.tuples(st.floats(0, 89), st.floats(90, 179)),
     "reference_sha256": text,
     "task": st.sampled_from(["detector", "classifier"]),
 }

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from wbc.cells.crop import cut_square
 from wbc.datasets.augment import Jitter, add_debris, hue_matrix, jitter_optics, jitter_stain, shear, take_stain, turn
 from wbc.datasets.crops import PATCH_PX, PATCH_UM, Crops
-from wbc.training.classifier import normalise, tree_losses
 from wbc.training.classifier_data import CropSamples, CropSettings, random_window
+from wbc.training.kind_losses import LossSettings, normalise, tree_losses
 
 PLACES = [(30, 40, 25, 12), (120, 60, 10, 28), (170, 90, 14, 14)]  # middle and half axes, px
 H, W = 130, 220
@@ -223,7 +223,7 @@ HALF = (0.5, 0.5, 0.5)
 def loss_of(row: int, smoothing: float = 0.0) -> tuple[float, list[float]]:
     model = Fixed([float(np.log(p)) for p in (0.5, 0.2, 0.3)])
     batch = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.full((4,), row)
-    loss = tree_losses(MATRIX, HALF, HALF, smoothing)(model, batch)["loss_kind"]
+    loss = tree_losses(MATRIX, HALF, HALF, LossSettings(smoothing=smoothing))(model, batch)["loss_kind"]
     loss.backward()  # type: ignore[no-untyped-call]
     assert model.logits.grad is not None
     return loss.item(), model.logits.grad.tolist()

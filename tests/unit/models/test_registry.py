@@ -160,7 +160,7 @@ def test_unknown_fields_of_a_card_are_named(saved: Path) -> None:
         ({"arguments": {"backbone": "test_resnet"}}, r"does not fit its card: \d+ tensors differ"),
         ({"arguments": {"backbone": "no_such_net"}}, r"card\.json: .*no_such_net"),
         ({"arguments": {"depth": 3}}, r"card\.json: .*depth"),
-        ({"builder": "oracle"}, r"card\.json: builder 'oracle' is none of \['crop_classifier', "),
+        ({"builder": "oracle"}, r"card\.json: builder 'oracle' is none of \['adl', "),
     ],
 )
 def test_weights_that_do_not_fit_their_card_are_refused(saved: Path, changes: dict[str, Any], complaint: str) -> None:

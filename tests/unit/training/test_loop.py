@@ -23,9 +23,9 @@ from wbc.datasets.crops import PATCH_PX, Crops
 from wbc.models import builders
 from wbc.models.cards import ModelCard
 from wbc.models.registry import LoadedModel
-from wbc.training.classifier import tree_losses
 from wbc.training.classifier_data import CropSamples, CropSettings
 from wbc.training.detector import detection_losses, freeze_body, unfreeze_body
+from wbc.training.kind_losses import tree_losses
 from wbc.training.loop import Lesson, LoopSettings, fit, rate_factor
 from wbc.training.measure import crop_probabilities
 
