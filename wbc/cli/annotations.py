@@ -125,10 +125,7 @@ def export(
         list[str] | None, typer.Option(help="The slide_id of a slide; default: all; several times.")
     ] = None,
 ) -> None:
-    """Write a count's cells as annotations, for a reviewer to correct: names, scores and cell_id of each.
-
-    `wbc recount --corrections` takes them back.
-    """
+    """Write a count's cells as annotations, for a reviewer to look at: names, scores and cell_id of each."""
     with usage_errors():
         from upath import UPath
 
