@@ -66,7 +66,8 @@ def test_the_flow_has_these_parameters_by_position_or_by_name() -> None:
 
 
 def test_the_deployment_names_every_parameter_with_its_default() -> None:
-    (deployment,) = yaml.safe_load(DEPLOYMENT.read_text())["deployments"]
+    deployments = yaml.safe_load(DEPLOYMENT.read_text())["deployments"]
+    (deployment,) = (deployment for deployment in deployments if deployment["name"] == "count-slides")
     named: dict[str, Any] = deployment["parameters"]
     assert list(named) == [f.name for f in fields(CountParameters)]
     defaults = {f.name: f.default for f in fields(CountParameters) if f.default is not MISSING}
