@@ -67,6 +67,7 @@ pictures = 2
 format = "coco"
 images = "smears"
 annotations = "smears/truth_coco.json"
+keep = "slide-01/field-02.jpg"
 names = {table}
 weight = 1.0
 [[measure]]
