@@ -26,7 +26,6 @@ steps = {steps}
 batch = 1
 warm_up = 2
 checkpoint_every = 2
-data_workers = 0
 average = 0.5
 watch_every = 2
 [mosaic]

@@ -107,7 +107,8 @@ def settle(order: Order) -> Settled:
     plan: Plan = read_toml(order.config, CONFIGS[order.task])
     blocks: Any = {name: tuple(_pinned(s, order) for s in getattr(plan, name)) for name in ("data", "measure", "watch")}
     seconds = 60 * order.budget.minutes or plan.loop.seconds
-    loop = replace(plan.loop, steps=order.budget.steps or plan.loop.steps, seconds=seconds)
+    # Orders are carried out by flows, and a worker that is forked beside a flow's threads ends with an error.
+    loop = replace(plan.loop, steps=order.budget.steps or plan.loop.steps, seconds=seconds, data_workers=0)
     plan = replace(plan, **blocks, loop=loop, start=pinned_start(plan.start, order.task))
     order = replace(order, device=resolve_device(order.device))
     content = json.dumps([order.task, str(order.data), asdict(plan)], sort_keys=True, default=str)
