@@ -22,24 +22,6 @@ from urllib.parse import urlsplit
 
 from wbc.models.cards import ModelError
 
-__all__ = [
-    "StoredVersion",
-    "begin_run",
-    "end_run",
-    "fetch",
-    "give_up_run",
-    "keep_files",
-    "log_curves",
-    "log_figures",
-    "log_params",
-    "name_version",
-    "pinned",
-    "store",
-    "stored_version",
-    "stored_versions",
-    "tag_version",
-    "version_at",
-]
 REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<number>\d+)|@(?P<alias>[^/@]+))")
 
 
