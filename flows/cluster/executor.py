@@ -91,4 +91,7 @@ class CheckedExecutor(Executor):
         for future in pending:
             future.cancel()
         if wait:
-            wait_for_all(pending, timeout=CLOSE_SECONDS)
+            # Dask tells those who wait that a call is cancelled once its own loop has heard of it, which a loop that
+            # ends may never: then it is told here.
+            for future in wait_for_all(pending, timeout=CLOSE_SECONDS).not_done:
+                future.set_running_or_notify_cancel()

@@ -3,8 +3,9 @@
 import threading
 import time
 from collections import Counter
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future, wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 from distributed import Client
@@ -94,6 +95,24 @@ def test_leaving_cancels_what_is_not_done_and_takes_nothing_more(dask_threads: s
     with pytest.raises(RuntimeError, match="closed"):
         opened.reading.submit(add, 1, 2)
     RELEASE.set()
+
+
+def test_who_waits_for_a_call_that_ends_while_it_is_cancelled_waits_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent:
+        """A client whose calls never tell how they end, as Dask's do that are done when they are cancelled."""
+
+        def get_executor(self, **_: object) -> "Silent":
+            return self
+
+        def submit(self, *_: object, **__: object) -> "Future[None]":
+            return Future()
+
+    monkeypatch.setattr(executor, "CLOSE_SECONDS", 0.1)
+    client: Any = Silent()
+    with CheckedExecutor(client) as calls:
+        call = calls.submit(wait_for_release)
+    done, _ = wait([call], timeout=10)
+    assert done == {call}
 
 
 @pytest.mark.dask
