@@ -9,6 +9,7 @@ from upath import UPath
 
 from wbc.counting.report import printable, read_report, unfamiliar_words
 from wbc.counting.slide import SlideOutcome
+from wbc.sought import not_sought_words
 from wbc.storage.atomic import local_path
 from wbc.storage.tables import FailedField, arrow_text
 from wbc.taxonomy import Taxonomy
@@ -27,9 +28,11 @@ def slide_line(outcome: SlideOutcome, slide: Slide, out: UPath, taxonomy: Taxono
             report = read_report(out, outcome.slide_id)
             parents = {t.name for t in taxonomy.cell_types if t.parent is None}
             rows = [row for row in report.cell_types if row.cell_type in parents and row.percent and row.count]
-            rows.sort(key=lambda row: -row.count)
+            rows.sort(key=lambda row: -(row.count or 0))
             percents = ", ".join(f"{row.cell_type.replace('_', ' ')} {row.percent:.1f} %" for row in rows)
             flags = ", ".join(report.row.flags)
+            if left := not_sought_words(report.row.cells):
+                percents += f" ({left} were not looked for)"
             if report.row.unfamiliarity is not None and "unfamiliar" in report.row.flags:
                 flags += f". Names: {unfamiliar_words(report.row.unfamiliarity)}"
     failures = [outcome.reason] if outcome.reason else []

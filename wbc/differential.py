@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +71,21 @@ def differential_of(
         nrbc_per_100_wbc=100 * nrbc / n_differential if nrbc is not None and n_differential else None,
         flags=(*flags, *(flag for flag, holds in conditions.items() if holds)),
     )
+
+
+def not_looked_for(differential: Differential, names: Sequence[str], taxonomy: Taxonomy) -> Differential:
+    """The same with no count of the types that `names` mean, of what is below them, and of what would hold them.
+
+    Names that the taxonomy does not know are passed over.
+    """
+    known = [name for name in names if taxonomy.knows(name)]
+    rows = tuple(
+        replace(row, count=None)
+        if any(taxonomy.is_a(row.cell_type, name) or taxonomy.is_a(name, row.cell_type) for name in known)
+        else row
+        for row in differential.rows
+    )
+    return replace(differential, rows=rows)
 
 
 def clopper_pearson(hits: NDArray[np.int64], n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -185,13 +185,13 @@ class CellNames:
 class DifferentialRow:
     """One cell type of a slide: its count and, where it is in the denominator, percent with 95 % limits (else None).
 
-    `percent_corrected`, with limits `low` and `high`, is what is left of `percent` once misnaming is undone; None where
-    it was not measured.
+    `count` is None where the type was not looked for. `percent_corrected`, with limits `low` and `high`, is what is
+    left of `percent` once misnaming is undone; None where it was not measured.
     """
 
     cell_type: str
     lineage: str
-    count: int
+    count: int | None
     in_differential: bool
     percent: float | None
     ci_low: float | None

@@ -9,12 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wbc.cells.geometry import balanced_size, in_core, merge, tile_grid, whole_in_tile
+from wbc.cells.first_look import LOOK_UM_PER_PX, find_places
+from wbc.cells.geometry import Boxes, balanced_size, merge, tile_grid
 from wbc.cells.tiles import BATCH_PX, TileSettings
+from wbc.cells.views import MOST_OF_GRID, REACH_UM, GridView, WindowView, area_of, windows_over
 from wbc.models.registry import LoadedModel
+from wbc.sought import Sought, left_out
 from wbc.types import Detections, Tile
 
 MERGE_IOU = 0.5
+MOST_LOOKS = 3  # a cell that a window cuts may be cut again by its own, which was laid over a part of it
+PADDED_PX = 32  # torchvision pads the sides of a batch to multiples of it
 
 
 def detect(
@@ -32,22 +37,74 @@ def detect(
     what a tile's edge does to scores near it. Were the surer of two sightings to count all over an overlap, more cells
     would be found there than elsewhere. `um_per_px` is the fields' scale; `batch_px` bounds the
     pixels of one forward pass.
+
+    What is not sought (`settings.sought`) is left out. Where white cells alone are sought, a first look proposes
+    places, and windows over them are looked at instead of the grid, unless it is unsure or saves little. A cell that a
+    window cuts gets one of its own.
     """
     factor = um_per_px / model.card.um_per_px
     scaled = [rescale(pixels, factor) for pixels in fields]
+    views = [_view(pixels, model, settings) for pixels in scaled]
+    cells, cut = _look(scaled, views, model, settings.sought, (min_score, batch_px))
+    for _ in range(MOST_LOOKS - 1):
+        if not any(map(len, cut)):
+            break
+        views = [_over(c.boxes, pixels, model, settings) for c, pixels in zip(cut, scaled, strict=True)]
+        more, cut = _look(scaled, views, model, settings.sought, (min_score, batch_px))
+        cells = [Detections.concatenate([*parts]) for parts in zip(cells, more, strict=True)]
+    merged = [merge(of_field, MERGE_IOU) for of_field in cells]
+    return [_back(m, s.shape, field.shape) for m, s, field in zip(merged, scaled, fields, strict=True)]
+
+
+def _look(
+    scaled: Sequence[NDArray[np.uint8]],
+    views: Sequence[GridView | WindowView],
+    model: LoadedModel,
+    sought: Sought,
+    limits: tuple[float, int],
+) -> tuple[list[Detections], list[Detections]]:
+    """The cells sought that the tiles of each field's view answer for, and those that windows cut; in scaled pixels.
+
+    `limits` are the lowest score and the most pixels of a forward pass.
+    """
+    min_score, batch_px = limits
     cells: dict[int, list[Detections]] = defaultdict(list)
-    work = [(i, tile) for i, pixels in enumerate(scaled) for tile in grid(pixels.shape, model, settings)]
-    overlap = _overlap(model, settings)
+    cut: dict[int, list[Detections]] = defaultdict(list)
+    work = [(i, tile) for i, view in enumerate(views) for tile in view.tiles]
     for batch in _batches(work, batch_px):
         outputs = run_tiles([_cut(scaled[i], tile) for i, tile in batch], model, min_score)
         for (i, tile), in_tile in zip(batch, outputs, strict=True):
-            height, width = scaled[i].shape[:2]
-            placed = in_tile.shifted(tile.x, tile.y)
-            own = whole_in_tile(placed.boxes, tile, height, width, settings.margin_px)
-            own &= in_core(placed.boxes, tile, height, width, overlap, settings.margin_px)
-            cells[i].append(placed.take(own))
-    merged = [merge(Detections.concatenate(cells[i]), MERGE_IOU) for i in range(len(fields))]
-    return [_back(m, s.shape, field.shape) for m, s, field in zip(merged, scaled, fields, strict=True)]
+            placed = sought_alone(in_tile.shifted(tile.x, tile.y), model, sought)
+            cells[i].append(placed.take(views[i].answers(placed.boxes, tile)))
+            cut[i].append(placed.take(views[i].cuts(placed.boxes, tile)))
+    every = range(len(scaled))
+    return [Detections.concatenate(cells[i]) for i in every], [Detections.concatenate(cut[i]) for i in every]
+
+
+def _view(scaled: NDArray[np.uint8], model: LoadedModel, settings: TileSettings) -> GridView | WindowView:
+    """How a field at the detector's scale is looked at: in windows where these do for what is sought, else whole."""
+    look_factor = model.card.um_per_px / LOOK_UM_PER_PX
+    # Platelets lie everywhere: windows over them would cover the field.
+    places = find_places(rescale(scaled, look_factor)) if settings.sought == "white" else None
+    return _over(None if places is None else places / np.float32(look_factor), scaled, model, settings)
+
+
+def _over(
+    places: Boxes | None, scaled: NDArray[np.uint8], model: LoadedModel, settings: TileSettings
+) -> GridView | WindowView:
+    """Windows over places (N,4) of a field; where there are none to tell, or they save little, the whole of it."""
+    height, width = scaled.shape[:2]
+    tiles, reach_px = grid(scaled.shape, model, settings), REACH_UM / model.card.um_per_px
+    windows = None if places is None else windows_over(places, height, width, reach_px)
+    if windows is None or area_of(windows) > MOST_OF_GRID * area_of(tiles):
+        return GridView(tiles, height, width, _overlap(model, settings), settings.margin_px)
+    return WindowView(windows, height, width, settings.margin_px)
+
+
+def sought_alone(cells: Detections, model: LoadedModel, sought: Sought) -> Detections:
+    """The cells of the classes that are sought."""
+    others = [label for label, name in enumerate(model.card.classes, 1) if name in left_out(sought)]
+    return cells.take(~np.isin(cells.labels, others))
 
 
 def _back(cells: Detections, scaled: tuple[int, ...], field: tuple[int, ...]) -> Detections:
@@ -103,10 +160,11 @@ def _cut(pixels: NDArray[np.uint8], tile: Tile) -> NDArray[np.uint8]:
 
 
 def _batches(work: list[tuple[int, Tile]], batch_px: int) -> list[list[tuple[int, Tile]]]:
-    """Tiles of one shape together, so that none is padded to another's size."""
+    """Tiles of one shape together, as the model pads them: none is padded to another's size."""
     same: dict[tuple[int, int], list[tuple[int, Tile]]] = defaultdict(list)
     for item in work:
-        same[item[1].height, item[1].width].append(item)
+        height, width = (PADDED_PX * math.ceil(side / PADDED_PX) for side in (item[1].height, item[1].width))
+        same[height, width].append(item)
     batches = []
     for (height, width), items in same.items():
         step = max(1, batch_px // (height * width))

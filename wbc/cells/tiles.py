@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from wbc.sought import Sought
+
 BATCH_PX = 1_100_000
 
 
@@ -12,7 +14,8 @@ class TileSettings:
     A cell of up to `overlap_um` is whole in some tile; a lymphocyte or monocyte has 10 µm of its surroundings beside.
     Tiles begin at multiples of `step_px`, the coarsest stride of a pyramid: a cell lies on the same places of the maps
     whichever tile sees it. `tile_px` may be passed by less than a step. `origin` (y, x) shifts the grid, in the
-    detector's pixels.
+    detector's pixels. Where white cells alone are `sought`, a first look
+    says which places are looked at.
     """
 
     tile_px: int = 1024
@@ -20,3 +23,4 @@ class TileSettings:
     margin_px: float = 4.0
     step_px: int = 32
     origin: tuple[int, int] = (0, 0)
+    sought: Sought = "all"

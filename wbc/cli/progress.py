@@ -11,6 +11,7 @@ from rich.text import Text
 
 from wbc.cli.tables import counted
 from wbc.counting.report import printable
+from wbc.sought import not_sought_words
 
 if TYPE_CHECKING:
     from wbc.counting.handover import SlideOutcome
@@ -32,6 +33,8 @@ class LogLines:
     def slide_done(self, outcome: "SlideOutcome") -> None:
         """A slide is counted, unchanged or failed."""
         facts = f"{counted(outcome.n_fields, 'field')}, {counted(outcome.n_cells, 'cell')}, {outcome.seconds:.1f} s"
+        if left := not_sought_words(outcome.cells):
+            facts += f", {left} not looked for"
         if outcome.failed_fields:
             facts += f", {len(outcome.failed_fields)} failed"
         if outcome.status == "failed":

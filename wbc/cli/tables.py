@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wbc.counting.report import SlideReport, printable, report_taxonomy, unfamiliar_words
+from wbc.sought import not_sought_words
 from wbc.storage.tables import FailedField, SlideRow
 from wbc.taxonomy import UNIDENTIFIED, Taxonomy
 from wbc.types import DifferentialRow
@@ -68,9 +69,10 @@ def _branch(
     for child in finer:
         if child.in_differential == row.in_differential:
             yield from _branch(child, rows, taxonomy, depth + 1)
-    rest = row.count - sum(child.count for child in finer)
-    if finer and 0 < rest < row.count:
-        share = "" if row.percent is None else f"{row.percent * rest / row.count:.1f}"
+    own = row.count or 0
+    rest = own - sum(child.count or 0 for child in finer)
+    if finer and 0 < rest < own:
+        share = "" if row.percent is None else f"{row.percent * rest / own:.1f}"
         yield "  " * (depth + 1) + "not told apart", f"{rest:,}", share, "", ""
 
 
@@ -98,6 +100,8 @@ def _facts(row: SlideRow) -> Iterator[tuple[str, str]]:
     if row.me_low is not None and row.me_high is not None:
         ratio = "undefined" if row.me_ratio is None else f"{row.me_ratio:.2f}"
         yield "M:E", f"{ratio} ({row.me_low:.2f} – {row.me_high:.2f})"
+    if left := not_sought_words(row.cells):
+        yield "cells", f"{left} were not looked for"
     if row.um_per_px is not None:
         yield "scale", f"{row.um_per_px:.3g} µm/px ({_words(row.scale_from or '')})"
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from upath import UPath
 
+from wbc.sought import Sought
 from wbc.storage.detections import Kinds, SlideDetections
 from wbc.storage.stamps import FieldStamp
 from wbc.storage.tables import FailedField, SlideRow
@@ -44,13 +45,17 @@ class IngestedField:
 
 @dataclass(frozen=True, slots=True)
 class ReadyField:
-    """A field to count: its address, its file and that file's digest, the pixels stored of it, and its scale."""
+    """A field to count: its address, its file and that file's digest, the pixels stored of it, and its scale.
+
+    `is_whole` has it looked at whole, whatever cells are sought.
+    """
 
     key: FieldKey
     path: UPath
     sha256: str
     pixels: "StoredPixels"
     um_per_px: float | None
+    is_whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +180,7 @@ class SlideFailure:
 class SlideOutcome:
     """What became of a slide: counted now, unchanged since it was counted, or failed as a whole.
 
-    `reason` says why it failed, or what else could not be done.
+    `reason` says why it failed, or what else could not be done; `cells` are those that were looked for.
     """
 
     slide_id: str
@@ -185,9 +190,13 @@ class SlideOutcome:
     failed_fields: tuple[FailedField, ...]
     seconds: float
     reason: str = ""
+    cells: Sought = "all"
 
 
 def outcome_of(row: SlideRow, status: Literal["counted", "unchanged"], seconds: float) -> SlideOutcome:
     """What a slide's committed row says became of it: it failed where the row has a reason, else `status`."""
     became: SlideStatus = "failed" if row.reason is not None else status
-    return SlideOutcome(row.slide_id, became, row.n_fields, row.n_cells, row.failed_fields, seconds, row.reason or "")
+    reason = row.reason or ""
+    return SlideOutcome(
+        row.slide_id, became, row.n_fields, row.n_cells, row.failed_fields, seconds, reason, cells=row.cells
+    )

@@ -131,7 +131,9 @@ def _possible_ids(slide: Slide, digests: Mapping[str, str], job: Job) -> set[str
 
 
 def _inputs(slide: Slide, digests: Mapping[str, str], job: Job) -> str:
-    settings = replace(job.settings, min_score=job.settings.lowest_score)  # detections are a count of all that is kept
+    settings = asdict(replace(job.settings, min_score=job.settings.lowest_score))  # as a count of all that is kept
+    if settings["tiles"]["sought"] == "all":
+        del settings["tiles"]["sought"]  # counts from before there was a choice stand
     return _digest(
         {
             "version": COUNTING_VERSION,
@@ -139,7 +141,7 @@ def _inputs(slide: Slide, digests: Mapping[str, str], job: Job) -> str:
             "um_per_px": slide.um_per_px,
             "detector": job.detector.digest,
             "classifier": job.classifier.digest if job.classifier else None,
-            "settings": asdict(settings),
+            "settings": settings,
         }
     )
 

@@ -11,6 +11,8 @@ from typing import Annotated, Literal, get_args, get_type_hints
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
+from wbc.sought import Sought
+
 Drawing = Literal["none", "white", "all"]
 
 
@@ -53,6 +55,13 @@ class CountParameters:
     min_score: Annotated[float, Field(ge=0, le=1, description="Leave out cells that the detector is less sure of.")] = (
         0.7
     )
+    cells: Annotated[
+        Sought,
+        Field(
+            description="Which cells to look for: all; white, the nucleated ones, several times as fast; or "
+            "white_and_platelets."
+        ),
+    ] = "all"
     um_per_px: Annotated[
         float | None,
         Field(

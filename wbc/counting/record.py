@@ -78,6 +78,7 @@ def _origin(job: Job, made_from: str | None, precision: Precision | None, kinds:
         COUNTING_VERSION,
         precision,
         kinds,
+        job.settings.tiles.sought,
     )
 
 

@@ -1,7 +1,7 @@
 """The scale of each field of a slide: given, told by its file, or measured on the red cells of fields like it."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
@@ -67,5 +67,10 @@ def _by_metadata(ingested: Ingested) -> tuple[dict[int, Scale], dict[Alike, list
 
 def _fields_to_look_at(ingested: Ingested, indices: list[int], job: Job) -> list[ReadyField]:
     """A few fields, spread evenly over those that are alike."""
-    spread = np.linspace(0, len(indices) - 1, min(job.settings.look_fields, len(indices))).round().astype(int)
-    return [ingested.ready(indices[i]) for i in sorted(set(spread.tolist()))]
+    return [ingested.ready(i) for i in spread_over(indices, job.settings.look_fields)]
+
+
+def spread_over(indices: Sequence[int], most: int) -> list[int]:
+    """At most so many of the indices, spread evenly over them."""
+    places = np.linspace(0, len(indices) - 1, min(most, len(indices))).round().astype(int)
+    return [indices[i] for i in sorted(set(places.tolist()))]

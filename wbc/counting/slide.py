@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, wait
+from dataclasses import replace
 
 from wbc.counting.handover import DetectedChunk, DetectedSlide, Ingested, Scale, SlideFailure, SlideOutcome, outcome_of
 from wbc.counting.job import CountSettings, Job, WorkSettings
@@ -15,6 +16,7 @@ from wbc.counting.record import commit_count, commit_failure, digests, keep_stam
 from wbc.counting.recount import recount_fitting
 from wbc.counting.scales import scales_of
 from wbc.counting.standing import is_counted, stands, unchanged
+from wbc.counting.trust import needs_whole_look
 from wbc.counting.worker import detect_chunk, ingest_chunk
 from wbc.storage.atomic import remove_folder
 from wbc.storage.counts import change_source, read_source
@@ -118,7 +120,8 @@ def _detections(
         progress(len(ingested.duplicates), 0)
     if not scales:
         return DetectedChunk.concatenate([])
-    fields = tuple(ingested.ready(i, scale.um_per_px) for i, scale in scales.items())
+    is_whole = needs_whole_look(ingested, scales, job, executor)
+    fields = tuple(replace(ingested.ready(i, s.um_per_px), is_whole=is_whole) for i, s in scales.items())
     largest_px = max(field.pixels.height * field.pixels.width for field in fields)
     parts = cut(fields, job.work.fields_at_once(largest_px))
     futures = [executor.submit(detect_chunk, part, job) for part in parts]

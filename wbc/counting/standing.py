@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from upath import UPath
 
+from wbc.cells.tiles import TileSettings
 from wbc.counting.annotate import Cells, is_drawn
 from wbc.counting.handover import SlideOutcome, outcome_of
 from wbc.counting.job import CountSettings, Job, is_count_of
@@ -17,6 +18,7 @@ from wbc.counting.parameters import CountParameters
 from wbc.models import registry
 from wbc.models.cards import Task
 from wbc.models.registry import ModelRef
+from wbc.sought import Sought, left_out
 from wbc.storage.counts import committed_count_id, read_slide_row, read_source
 from wbc.storage.layout import Layout
 from wbc.storage.lock import Hold, holding
@@ -127,10 +129,10 @@ def _job(parameters: CountParameters) -> Job:
     taxonomy, classifier = load_taxonomy(parameters.taxonomy), parameters.classifier
     return Job(
         UPath(parameters.out),
-        _model(parameters.detector, "detector", taxonomy),
+        _model(parameters.detector, "detector", taxonomy, parameters.cells),
         None if classifier is None else _model(classifier, "classifier", taxonomy),
         taxonomy,
-        CountSettings(parameters.min_score),
+        CountSettings(parameters.min_score, TileSettings(sought=parameters.cells)),
         force=parameters.force,
         verify=parameters.verify,
         keep_pixels=parameters.keep_pixels,
@@ -138,7 +140,10 @@ def _job(parameters: CountParameters) -> Job:
     )
 
 
-def _model(reference: str, kind: Task, taxonomy: Taxonomy) -> ModelRef:
+def _model(reference: str, kind: Task, taxonomy: Taxonomy, sought: Sought = "all") -> ModelRef:
     model, card = registry.resolve(reference, kind)
     check_classes(taxonomy, card.classes, reference)
+    others = [name for name in card.classes if not taxonomy.cell_type(name).nucleated and name not in left_out("white")]
+    if sought != "all" and others:
+        raise ValueError(f"{reference} finds {', '.join(others)} beside white cells: it counts all cells or none")
     return model

@@ -15,8 +15,9 @@ from wbc.cells.naming import name_cells
 from wbc.counting.handover import Scale
 from wbc.counting.job import COUNTING_VERSION, count_id, taxonomy_digest
 from wbc.counting.scales import scale_flags, summary
-from wbc.differential import differential_of
+from wbc.differential import differential_of, not_looked_for
 from wbc.misnaming import corrected
+from wbc.sought import left_out
 from wbc.storage.detections import Evidence, FieldRow, Kinds, SlideDetections, detections_table, fields_table
 from wbc.storage.layout import TableName
 from wbc.storage.tables import DuplicateField, FailedField, Seconds, SlideRow, cells_table, differentials_table
@@ -73,6 +74,7 @@ def tally(evidence: Evidence, rules: Rules, occasion: Occasion) -> Tally:
     names = _names(cells, evidence.origin.kinds, rules.taxonomy, is_strange=is_strange)
     fields = _counted(evidence.fields, cells)
     result = differential_of(list(names.types), rules.taxonomy, sum(row.status == "failed" for row in fields))
+    result = not_looked_for(result, left_out(evidence.origin.cells), rules.taxonomy)
     confusion = rules.stranger_confusion if is_strange else rules.confusion
     if confusion is not None:
         result = corrected(result, list(names.types), cells.fields, confusion, rules.taxonomy)
@@ -154,6 +156,7 @@ def _row(evidence: Evidence, rules: Rules, result: Differential, occasion: Occas
         duplicate_fields=duplicates,
         source=occasion.source,
         run_id=occasion.run_id,
+        cells=origin.cells,
     )
 
 

@@ -96,6 +96,16 @@ def look_for_scale(fields: Sequence[ReadyField], job: Job) -> float | None:
     return estimate_um_per_px(batch.pixels, load(job.detector, resolve_device(job.device)))
 
 
+def first_look_misses(field: ReadyField, job: Job) -> bool:
+    """On a worker: whether windows show fewer white cells of a field than a whole look. False where it is lost."""
+    from wbc.cells.audit import missed
+
+    detector, batch = load(job.detector, resolve_device(job.device)), _read([field], job)
+    scale = field.um_per_px or detector.card.um_per_px
+    settings = job.settings
+    return any(len(missed(pixels, detector, scale, settings.min_score, settings.tiles)) for pixels in batch.pixels)
+
+
 def detect_chunk(fields: tuple[ReadyField, ...], job: Job) -> DetectedChunk:
     """On a worker: detect and classify the cells of stored fields, the next field read while this one is computed.
 
@@ -108,14 +118,16 @@ def detect_chunk(fields: tuple[ReadyField, ...], job: Job) -> DetectedChunk:
 
 
 def _detect(batch: Batch, models: Models, job: Job) -> DetectedChunk:
-    from wbc.cells.detect import detect
+    from wbc.cells.detect import detect, sought_alone
 
     if not batch.fields:
         return DetectedChunk.failed(batch.failures)
     began = time.monotonic()
     scale = batch.fields[0].um_per_px or models.detector.card.um_per_px
     settings = job.settings
-    cells = detect(batch.pixels, models.detector, scale, settings.lowest_score, settings.tiles, job.work.batch_px)
+    tiles = replace(settings.tiles, sought="all") if batch.fields[0].is_whole else settings.tiles
+    found = detect(batch.pixels, models.detector, scale, settings.lowest_score, tiles, job.work.batch_px)
+    cells = [sought_alone(of_field, models.detector, settings.tiles.sought) for of_field in found]
     detected = time.monotonic()
     named = [_classify(*of_field, scale, models) for of_field in zip(batch.fields, batch.pixels, cells, strict=True)]
     n, classified = len(batch.fields), time.monotonic()

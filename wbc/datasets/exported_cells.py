@@ -1,5 +1,6 @@
 """Cells of a count as labelled pictures: what a reviewer is given to correct."""
 
+import logging
 from collections.abc import Sequence
 from os.path import commonpath
 from pathlib import Path
@@ -10,8 +11,10 @@ from upath import UPath
 
 from wbc.datasets.counted_cells import SIDES
 from wbc.datasets.labels import LabelledPicture
+from wbc.sought import not_sought_words
 from wbc.storage.counts import read_count, read_table
 
+logger = logging.getLogger(__name__)
 MEASURED = ("score", "type_score")
 
 
@@ -32,6 +35,8 @@ def _pictures(out: UPath, slide_id: str) -> list[LabelledPicture]:
     count = read_count(out, slide_id)
     if count.row.source is None or count.row.fields_digest is None:
         raise ValueError(f"{slide_id}: an older version counted it, which did not keep what is needed; count it again")
+    if left := not_sought_words(count.row.cells):
+        logger.warning("%s: %s were not looked for: no detector can learn from its fields", slide_id, left)
     fields = read_table(out, "fields", slide_id).select(["field", "status"]).to_pylist()
     cells = count.cells.to_pandas()
     counted = [str(field["field"]) for field in fields if field["status"] == "counted"]

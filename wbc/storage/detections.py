@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from wbc.sought import Sought
 from wbc.storage.tables import SCHEMAS, FieldSeconds, arrow_text, sides, words
 from wbc.types import Precision, ScaleFrom
 
@@ -44,7 +45,8 @@ class Kinds:
 class Origin:
     """What made a slide's detections. Where no model could be asked, `detections_id` is None.
 
-    `lowest_score` is the detector's score from which all boxes are there; `kinds` is None where no classifier ran.
+    `lowest_score` is the detector's score from which all boxes are there; `kinds` is None where no classifier ran;
+    `cells` are those that were looked for.
     """
 
     detections_id: str | None
@@ -54,6 +56,7 @@ class Origin:
     counting_version: int
     precision: Precision | None = None
     kinds: Kinds | None = None
+    cells: Sought = "all"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from wbc.sought import Sought
 from wbc.storage.layout import TableName
 from wbc.storage.names import encodable
 from wbc.types import CellNames, Differential, DifferentialRow, Precision, ScaleFrom
@@ -109,6 +110,7 @@ _SLIDES = [
     ("source", pa.string()),
     *((name, pa.string()) for name in ("run_id", "fields_digest", "detections_digest")),
     ("unfamiliarity", pa.float64()),
+    ("cells", pa.string()),
 ]
 SCHEMAS: dict[TableName, pa.Schema] = {
     "cells": pa.schema(_CELLS),
@@ -127,7 +129,7 @@ class SlideRow:
     written before there were such columns has None. `reason` says why a slide failed as a whole; one whose worker
     died, say, has no `count_id`: the next run counts it. `source` is the address of the slide's folder.
     `unfamiliarity` is how far its cells look from those that the classifier has learnt from: known laboratories go up
-    to 1. None where nothing tells.
+    to 1. None where nothing tells. `cells` are those that were looked for.
 
     Raises ValueError for another `count_id` (it names a folder) and for a `counted_at` without a time zone.
     """
@@ -166,6 +168,7 @@ class SlideRow:
     fields_digest: str | None = None
     detections_digest: str | None = None
     unfamiliarity: float | None = None
+    cells: Sought = "all"
 
     def __post_init__(self) -> None:
         if self.count_id is not None and not self.count_id.isalnum():

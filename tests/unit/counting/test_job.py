@@ -37,6 +37,7 @@ TILES = {
     "margin_px": numbers,
     "step_px": sides,
     "origin": st.tuples(sides, sides),
+    "sought": st.sampled_from(["all", "white", "white_and_platelets"]),
 }
 SETTINGS = {"min_score": st.floats(0, 1), "look_fields": sides}
 CARD = {
