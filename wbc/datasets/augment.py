@@ -18,7 +18,8 @@ class Jitter:
 
     `hue_degrees` turns optical densities about the grey axis; `density` and `saturation` are factors' log ranges;
     `ground` is the darkest background channel as a fraction of white. A probability `grey` takes all colour away.
-    `coarse` is the lowest resolution of another camera, as a fraction of this one's.
+    `coarse` is the lowest resolution of another camera, as a fraction of this one's; without `optics` camera, focus,
+    noise and compression stay as they are.
     """
 
     plain: float = 0.2
@@ -33,6 +34,7 @@ class Jitter:
     shear: float = 0.15
     grey: float = 0.0
     coarse: float = 1.0
+    optics: bool = True
 
 
 def take_stain(pixels: Pixels, other: Pixels, share: float) -> Pixels:
@@ -104,6 +106,8 @@ def hue_matrix(angle: float) -> NDArray[np.float64]:
 
 def jitter_optics(pixels: Pixels, jitter: Jitter, rng: np.random.Generator) -> Pixels:
     """The same picture uint8 (H,W,3) with other focus, light fall-off, noise and JPEG quality, each now and then."""
+    if not jitter.optics:
+        return pixels
     picture = Image.fromarray(pixels)
     if jitter.coarse < 1 and rng.random() < 0.2:
         share, (w, h) = rng.uniform(jitter.coarse, 1), picture.size

@@ -22,25 +22,40 @@ PATCH_PX = 176
 class Crops:
     """Cells in memory: `pixels` uint8 (N,176,176,3), 26 µm a side around the cell's middle; `labels` N cell types.
 
-    A label may be coarse. `names` say where each cell is from, where that is known.
+    A label may be coarse. `names` say where each cell is from, where that is known. Pictures that a classifier sees
+    whole may be of another side, `patch_um`.
     """
 
     pixels: NDArray[np.uint8]
     labels: tuple[str, ...]
     names: tuple[str, ...] = ()
+    patch_um: float = PATCH_UM
 
     def __post_init__(self) -> None:
         if self.pixels.shape != (len(self.labels), PATCH_PX, PATCH_PX, 3):
             raise ValueError(f"{self.pixels.shape} pixels for {len(self.labels)} labels")
 
 
-def read_crop_table(path: Path, split: str, um_per_px: float, leave_out: tuple[str, ...] = ()) -> Crops:
-    """Rows of one `split` of a Parquet table with columns split, kind, jpeg (cell in the middle), but kinds left out.
+@dataclass(frozen=True, slots=True)
+class TableForm:
+    """How a table of crops is read: its scale, which column names the kind, kinds to leave out, and the side of what is
+    cut from the middle of each picture."""
 
-    Raises ValueError where no row is left.
+    um_per_px: float
+    kind_column: str = "kind"
+    leave_out: tuple[str, ...] = ()
+    patch_um: float = PATCH_UM
+
+
+def read_crop_table(path: Path, split: str, form: TableForm) -> Crops:
+    """Rows of one `split` of a Parquet table with columns split, jpeg (cell in the middle) and one of kinds.
+
+    Raises ValueError where it has no such column, or no row is left.
     """
     table = pd.read_parquet(path)
-    rows = table[(table["split"] == split) & ~table["kind"].isin(leave_out)]
+    if form.kind_column not in table:
+        raise ValueError(f"{path}: no column {form.kind_column!r}; the columns are {', '.join(table.columns)}")
+    rows = table[(table["split"] == split) & ~table[form.kind_column].isin(form.leave_out)]
     if rows.empty:
         raise ValueError(f"{path}: no crop of split {split!r}")
     patches = []
@@ -48,9 +63,10 @@ def read_crop_table(path: Path, split: str, um_per_px: float, leave_out: tuple[s
         with Image.open(io.BytesIO(packed)) as file:
             picture = file.convert("RGB")
         w, h = picture.size
-        patches.append(patch(np.asarray(picture), w / 2, h / 2, um_per_px))
+        patches.append(cut_square(np.asarray(picture), w / 2, h / 2, form.patch_um / form.um_per_px, PATCH_PX))
     names = rows["file"] if "file" in rows else rows.index.astype(str)
-    return Crops(np.stack(patches), tuple(rows["kind"]), tuple(f"{path}: {name}" for name in names))
+    labels, sources = tuple(rows[form.kind_column]), tuple(f"{path}: {name}" for name in names)
+    return Crops(np.stack(patches), labels, sources, form.patch_um)
 
 
 def read_cell_pictures(images: Path, kinds: Path, um_per_px: float) -> Crops:

@@ -51,6 +51,12 @@ def _adl(card: ModelCard) -> nn.Module:
     return adl.build(len(card.classes), checked(card.arguments, adl.AdlSettings, "arguments"))
 
 
+def _varra(card: ModelCard) -> nn.Module:
+    from wbc.models import varra
+
+    return varra.build(len(card.classes), checked(card.arguments, varra.VarraSettings, "arguments"))
+
+
 def _dark_regions(card: ModelCard) -> nn.Module:
     from wbc.models import dark_regions
 
@@ -64,6 +70,7 @@ BUILDERS: dict[str, Callable[[ModelCard], nn.Module]] = {
     "crop_classifier": _crop_classifier,
     "asae": _asae,
     "adl": _adl,
+    "varra": _varra,
     "dark_regions": _dark_regions,
 }
 

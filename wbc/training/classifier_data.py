@@ -14,13 +14,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from wbc.cells.crop import even_light
+from wbc.cells.crop import cut_square, even_light
 from wbc.cells.hue import adjust_hue
 from wbc.datasets.augment import Jitter, jitter_optics, jitter_stain, take_stain
 from wbc.datasets.crops import (
     PATCH_PX,
     PATCH_UM,
     Crops,
+    TableForm,
     cut_crops,
     cut_named_cells,
     read_cell_boxes,
@@ -38,14 +39,17 @@ from wbc.training.detector_data import BoxData, StoreData, of_one_scale, read_bo
 class CropTable:
     """Single cells in a Parquet `table` below the data folder: its `splits` to read, and kinds to leave out.
 
-    `names` maps kinds to the cell types that they are, where the table calls them otherwise. `weight` is how often they
-    are drawn, beside the others; `set` what figures measured on them are called.
+    `names` maps kinds to the cell types that they are, where the table calls them otherwise; they are in its column
+    `kind_column`. `weight` is how often they are drawn, beside the others; `set` what figures measured on them are
+    called. `patch_um` is the side of what is read of each picture, about its middle.
     """
 
     table: str
     splits: tuple[str, ...]
     um_per_px: float
     format: Literal["crops"] = "crops"
+    kind_column: str = "kind"
+    patch_um: float = PATCH_UM
     leave_out: tuple[str, ...] = ()
     names: dict[str, str] = field(default_factory=dict)
     weight: float = 1.0
@@ -130,7 +134,8 @@ def _places(spec: CropData) -> tuple[str, ...]:
 def _read_format(spec: CropData, data: Path) -> Crops:
     match spec:
         case CropTable():
-            parts = [read_crop_table(data / spec.table, split, spec.um_per_px, spec.leave_out) for split in spec.splits]
+            form = TableForm(spec.um_per_px, spec.kind_column, spec.leave_out, spec.patch_um)
+            parts = [read_crop_table(data / spec.table, split, form) for split in spec.splits]
             crops = _joined(parts)
             return replace(crops, labels=tuple(spec.names.get(label, label) for label in crops.labels))
         case CellPictures():
@@ -145,8 +150,9 @@ def _read_format(spec: CropData, data: Path) -> Crops:
 
 
 def _joined(parts: list[Crops]) -> Crops:
-    names = tuple(name for c in parts for name in c.names)
-    return Crops(np.concatenate([c.pixels for c in parts]), tuple(label for c in parts for label in c.labels), names)
+    """Parts of one side as one."""
+    names, labels = tuple(name for c in parts for name in c.names), tuple(label for c in parts for label in c.labels)
+    return Crops(np.concatenate([c.pixels for c in parts]), labels, names, parts[0].patch_um)
 
 
 def _stored_cells(spec: StoreData, data: Path) -> Crops:
@@ -177,7 +183,7 @@ class CropSettings:
     its hues spread over the range `hue` (`wbc.cells.hue.adjust_hue`) or not.
 
     Training moves, turns, shears and scales it this far, and with a chance of `other_stain` takes the stain of a cell
-    of another data set.
+    of another data set. `upright`, it is moved and scaled alone.
     """
 
     input_px: int = 128
@@ -186,6 +192,7 @@ class CropSettings:
     largest_scale: float = 1.25
     shift_um: float = 1.2
     shear: float = 0.12
+    upright: bool = False
     even_light: bool = False
     hue: tuple[float, float] | None = None
     other_stain: float = 0.0
@@ -226,7 +233,7 @@ class CropSamples(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Sample `index`."""
         part, i, rng = self._drawn(index)
-        pixels = random_window(self.parts[part].pixels[i], self.crop, rng)
+        pixels = random_window(self.parts[part].pixels[i], self.crop, rng, self.parts[part].patch_um)
         if len(self.parts) > 1 and rng.random() < self.crop.other_stain:
             pixels = take_stain(pixels, self._cell_elsewhere(part, rng), rng.uniform(0, 1))
         pixels = jitter_optics(jitter_stain(pixels, self.jitter, rng), self.jitter, rng)
@@ -272,15 +279,19 @@ def _fractions(weights: list[float]) -> NDArray[np.float64]:
     return fractions
 
 
-def random_window(patch: NDArray[np.uint8], crop: CropSettings, rng: np.random.Generator) -> NDArray[np.uint8]:
+def random_window(
+    patch: NDArray[np.uint8], crop: CropSettings, rng: np.random.Generator, patch_um: float = PATCH_UM
+) -> NDArray[np.uint8]:
     """A window uint8 (S,S,3) of a patch (176,176,3), turned by any angle, mirrored, sheared, scaled and shifted."""
-    per_px = crop.um_per_px * PATCH_PX / PATCH_UM
+    per_px = crop.um_per_px * PATCH_PX / patch_um
     per_px /= np.exp(rng.uniform(np.log(crop.smallest_scale), np.log(crop.largest_scale)))
     angle = rng.uniform(0, 2 * np.pi)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     lean = np.array([[rng.choice([-1.0, 1.0]), rng.uniform(-crop.shear, crop.shear)], [0.0, 1.0]])
     matrix = per_px * turn @ lean
-    centre = PATCH_PX / 2 + rng.uniform(-1, 1, 2) * crop.shift_um * PATCH_PX / PATCH_UM
+    centre = PATCH_PX / 2 + rng.uniform(-1, 1, 2) * crop.shift_um * PATCH_PX / patch_um
+    if crop.upright:
+        return cut_square(patch, centre[0], centre[1], per_px * crop.input_px, crop.input_px)
     offset = centre - matrix @ np.full(2, crop.input_px / 2)
     return affine(patch, matrix, offset, crop.input_px)
 

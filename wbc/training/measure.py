@@ -11,7 +11,7 @@ from wbc.cells.classify import predict
 from wbc.cells.crop import cut_square
 from wbc.cells.detect import detect
 from wbc.cells.tiles import TileSettings
-from wbc.datasets.crops import PATCH_PX, PATCH_UM, Crops
+from wbc.datasets.crops import PATCH_PX, Crops
 from wbc.models import registry
 from wbc.models.cards import ModelCard
 from wbc.models.registry import LoadedModel
@@ -81,6 +81,6 @@ def crop_probabilities(crops: Crops, model: LoadedModel) -> NDArray[np.float32]:
 
 def count_windows(crops: Crops, card: ModelCard) -> NDArray[np.uint8]:
     """Single cells in the windows that a count cuts for a classifier: uint8 (N,S,S,3)."""
-    side, middle = card.input_px * card.um_per_px * PATCH_PX / PATCH_UM, PATCH_PX / 2
+    side, middle = card.input_px * card.um_per_px * PATCH_PX / crops.patch_um, PATCH_PX / 2
     windows = [cut_square(p, middle, middle, side, card.input_px) for p in crops.pixels]
     return np.stack([*windows, np.zeros((card.input_px, card.input_px, 3), np.uint8)])[:-1]

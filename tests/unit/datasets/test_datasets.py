@@ -21,6 +21,7 @@ from wbc.datasets.crops import (
     PATCH_PX,
     PATCH_UM,
     Crops,
+    TableForm,
     cut_crops,
     read_cell_boxes,
     read_cell_pictures,
@@ -254,11 +255,13 @@ def test_crops_of_a_split_come_from_a_table(tmp_path: Path) -> None:
     colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (9, 9, 9)]
     rows = zip(["train", "train", "test", "train"], ["a", "b", "a", "platelet"], map(jpeg, colours), strict=True)
     pd.DataFrame(rows, columns=["split", "kind", "jpeg"]).to_parquet(tmp_path / "crops.parquet")
-    crops = read_crop_table(tmp_path / "crops.parquet", "train", 0.1, ("platelet",))
+    crops = read_crop_table(tmp_path / "crops.parquet", "train", TableForm(0.1, leave_out=("platelet",)))
     assert crops.labels == ("a", "b")
     np.testing.assert_allclose(crops.pixels.mean((1, 2)), colours[:2], atol=3)
     with pytest.raises(ValueError, match=r"crops\.parquet: no crop of split 'val'"):
-        read_crop_table(tmp_path / "crops.parquet", "val", 0.1)
+        read_crop_table(tmp_path / "crops.parquet", "val", TableForm(0.1))
+    with pytest.raises(ValueError, match=r"no column 'label'; the columns are split, kind, jpeg"):
+        read_crop_table(tmp_path / "crops.parquet", "train", TableForm(0.1, "label"))
 
 
 def test_only_a_lone_white_cell_of_a_sure_kind_is_cut(tmp_path: Path) -> None:
