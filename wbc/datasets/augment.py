@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 Pixels = NDArray[np.uint8]
 GREY = np.full((3, 3), 1 / 3)
+DIMMEST = 0.6  # what the dimmest lamp leaves of white
 LEAST_VARIANCE = 1e-4  # of an optical density: a grain of two grey levels
 
 
@@ -35,6 +36,10 @@ class Jitter:
     grey: float = 0.0
     coarse: float = 1.0
     optics: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ground <= DIMMEST:
+            raise ValueError(f"ground is {self.ground}: it is above 0, and at most {DIMMEST}, the dimmest lamp's white")
 
 
 def take_stain(pixels: Pixels, other: Pixels, share: float) -> Pixels:
@@ -90,7 +95,7 @@ def jitter_stain(pixels: Pixels, jitter: Jitter, rng: np.random.Generator) -> Pi
         saturation = 0.0
     stain = stain @ (saturation * np.eye(3) + (1 - saturation) * GREY) + rng.normal(0, jitter.mix, (3, 3))
     stain *= np.exp(rng.uniform(-jitter.density, jitter.density))
-    bright = rng.uniform(0.6, 1.0)
+    bright = rng.uniform(DIMMEST, 1.0)
     lamp = -np.log(np.clip(bright * rng.uniform(jitter.ground / bright, 1.0, 3) ** rng.uniform(0, 1), 0.3, 1.0))
     new_density = density @ stain.T.astype(np.float32) + lamp
     light = np.exp(-np.clip(new_density, 0, None)) ** np.exp(rng.uniform(-jitter.gamma, jitter.gamma))

@@ -51,6 +51,30 @@ def _adl(card: ModelCard) -> nn.Module:
     return adl.build(len(card.classes), checked(card.arguments, adl.AdlSettings, "arguments"))
 
 
+def _cell3net(card: ModelCard) -> nn.Module:
+    from wbc.models import cell3net
+
+    return cell3net.build(len(card.classes), checked(card.arguments, cell3net.Cell3NetSettings, "arguments"))
+
+
+def _nlnet(card: ModelCard) -> nn.Module:
+    from wbc.models import nlnet
+
+    return nlnet.build(len(card.classes), checked(card.arguments, nlnet.NonLocalSettings, "arguments"))
+
+
+def _wbcnet(card: ModelCard) -> nn.Module:
+    from wbc.models import wbcnet
+
+    return wbcnet.build(len(card.classes), checked(card.arguments, wbcnet.WbcNetSettings, "arguments"))
+
+
+def _plain(card: ModelCard) -> nn.Module:
+    from wbc.models import staged
+
+    return staged.build(len(card.classes), checked(card.arguments, staged.StagedSettings, "arguments"))
+
+
 def _varra(card: ModelCard) -> nn.Module:
     from wbc.models import varra
 
@@ -70,7 +94,11 @@ BUILDERS: dict[str, Callable[[ModelCard], nn.Module]] = {
     "crop_classifier": _crop_classifier,
     "asae": _asae,
     "adl": _adl,
+    "cell3net": _cell3net,
+    "nlnet": _nlnet,
+    "plain": _plain,
     "varra": _varra,
+    "wbcnet": _wbcnet,
     "dark_regions": _dark_regions,
 }
 

@@ -34,6 +34,10 @@ class StagedClassifier(nn.Module):
         self.after = settings.after
         layers_of(self.backbone)  # raises where it has none
 
+    def forward(self, crops: Tensor) -> Tensor:
+        """Crops float32 (B,3,S,S), normalised as the card says -> logits (B,C)."""
+        return self.forward_head(self.forward_features(crops))
+
     def lower(self, crops: Tensor) -> Tensor:
         """Crops -> the maps (B,F,H,W) behind the layer `after`."""
         return _through(layers_of(self.backbone)[: self.after + 1], crops)
@@ -53,6 +57,11 @@ class StagedClassifier(nn.Module):
     def get_classifier(self) -> nn.Module:
         """The last layer."""
         return cast(nn.Module, self.backbone.get_classifier())
+
+
+def build(n_classes: int, settings: StagedSettings = StagedSettings()) -> StagedClassifier:
+    """An untrained backbone with nothing added: ResNet, SENet ("seresnet50"), VGG-16, what the others compare with."""
+    return StagedClassifier(n_classes, settings)
 
 
 def layers_of(backbone: nn.Module) -> list[list[nn.Module]]:

@@ -22,6 +22,13 @@ MODELS: list[tuple[str, dict[str, Any]]] = [
     ("asae", SMALL | {"area_px": 4}),  # maps are small here: 36 would be all of one
     ("asae", {"backbone": "test_efficientnet", "after": 4, "area_px": 1}),
     ("adl", SMALL | {"drop_chance": 0.2}),
+    ("plain", SMALL),
+    ("nlnet", SMALL),
+    ("wbcnet", {"first": 16, "channels": 32, "hidden": 64, "dropout": 0.1}),
+    ("cell3net", {"filters": [16, 24, 32], "hidden": 64, "dropout": 0.1}),
+    ("varra", {"model": 1}),
+    ("varra", {"model": 2}),
+    ("varra", {"model": 3}),
 ]
 every_model = pytest.mark.parametrize(("builder", "arguments"), MODELS)
 
@@ -52,14 +59,14 @@ def test_four_pictures_are_learnt_by_heart(builder: str, arguments: dict[str, An
     model = built(builder, arguments).train()
     crops = torch.rand(4, 3, 1, 1).expand(-1, -1, 64, 64) + 0.3 * torch.rand(4, 3, 64, 64)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    losses = []
-    for _ in range(25):
+    for _ in range(60):
         loss = F.cross_entropy(model(crops), torch.arange(4))
-        losses.append(loss.item())
+        if loss.item() < 0.3:
+            return
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    assert min(losses) < 0.3
+    pytest.fail(f"after 60 steps the loss is {loss.item():.2f}")
 
 
 @every_model
