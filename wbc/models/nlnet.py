@@ -1,9 +1,9 @@
 """NLNet (Wang, Girshick et al., "Non-local neural networks", CVPR 2018; Table 5 of ASAE-Net 2020) on a timm backbone.
 
-The block is that paper's section 3.3: z = W y + x, with y of its equation 1 and the embedded Gaussian of its equation 4,
-in half the channels, W followed by a batch norm that begins at zero, so that the block begins as the identity
-(section 4.1). ASAE-Net's paper does not tell how many blocks it used and where: one, behind layer3 (res4), is a guess
-from the other's Table 2b, where one block helps most there.
+The block is that paper's section 3.3: z = W y + x (equation 6), with y of its equation 1 and the embedded Gaussian of
+its equation 4, in half the channels. A batch norm that begins at zero follows W, so that the block begins as the
+identity (section 4.1). ASAE-Net's paper does not tell how many blocks it used and where: one, behind layer3 (res4), is
+a guess from the other's Table 2b, where one block helps most there.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """WBCNet (Jiang, Cheng et al., IJPRAI 32, 2018), as section 2.1 of ASAE-Net 2020 describes it.
 
 Told there, and kept: 33 layers, after AlexNet, with residual layers and another activation. Guesses: the 33 are counted
-as Caffe lists layers (convolutions, norms, activations, sums, pools and dropouts, each one); AlexNet's first two and its
-last convolution stand as they are, its third and fourth are residual blocks of two; the activation is a leaky ReLU;
+as Caffe lists layers (convolutions, norms, activations, sums, pools and dropouts, each one); AlexNet's first two and
+its last convolution stand as they are, its third and fourth are residual blocks of two; the activation is a leaky ReLU;
 the fully connected layers are 1,024 wide, not 4,096, since the kinds are few. The last pool is adaptive, to 6×6 as
 AlexNet's is at 224 px, so that crops of any size fit.
 """

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from wbc.cells.crop import cut_square
 from wbc.datasets.augment import Jitter, add_debris, hue_matrix, jitter_optics, jitter_stain, shear, take_stain, turn
 from wbc.datasets.crops import PATCH_PX, PATCH_UM, Crops
+from wbc.models.cards import ModelCard
 from wbc.training.classifier_data import CropSamples, CropSettings, random_window
 from wbc.training.kind_losses import LossSettings, normalise, tree_losses
+from wbc.training.measure import count_windows
 
 PLACES = [(30, 40, 25, 12), (120, 60, 10, 28), (170, 90, 14, 14)]  # middle and half axes, px
 H, W = 130, 220
@@ -243,3 +245,18 @@ def test_smoothing_keeps_a_sure_model_from_being_surer() -> None:
     plain, smooth = loss_of(0)[0], loss_of(0, 0.1)[0]
     spread = -np.mean(np.log([0.5, 0.2, 0.3]))
     assert smooth == pytest.approx(0.9 * plain + 0.1 * spread, rel=1e-5)
+
+
+def test_a_picture_seen_whole_and_upright_is_learnt_from_as_it_is_counted() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (1, PATCH_PX, PATCH_PX, 3)).astype(np.uint8)
+    crops = Crops(pixels, ("monocyte",), patch_um=45.2)
+    crop = CropSettings(80, 0.565, smallest_scale=1.0, largest_scale=1.0, shift_um=0.0, upright=True)
+    card = ModelCard("v", "1", "classifier", "varra", {}, ("a", "b"), 0.565, 80, (0.5,) * 3, (0.5,) * 3, "")
+    samples = CropSamples([(crops, {"monocyte": 0}, 1.0)], crop, Jitter(plain=1.0, optics=False), seed=0)
+    seen = samples[7][0].numpy().transpose(1, 2, 0)
+    np.testing.assert_array_equal(seen, count_windows(crops, card)[0])
+
+
+def test_a_lamp_dimmer_than_there_are_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"ground is 0\.8: .* at most 0\.6"):
+        Jitter(ground=0.8)

@@ -9,9 +9,12 @@ import torch
 from wbc.configs import read_toml
 from wbc.models import builders
 from wbc.models.trainable import TrainableDetector
+from wbc.training.classifier import ClassifierConfig
 from wbc.training.detector import DetectorConfig
 
-CONFIGS = sorted((Path(__file__).parents[3] / "configs/papers").glob("wang2021_*.toml"))
+PAPERS = Path(__file__).parents[3] / "configs/papers"
+CONFIGS = sorted(PAPERS.glob("wang2021_*.toml"))
+CLASSIFIERS = sorted({*PAPERS.glob("asae2020*.toml"), *PAPERS.glob("varra2019*.toml"), PAPERS / "bccd_kinds.toml"})
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
@@ -25,4 +28,21 @@ def test_the_systems_on_lite0_differ_in_the_model_alone() -> None:
     plans = [read_toml(config, DetectorConfig) for config in CONFIGS if "lite0" in config.stem]
     assert len(plans) == 5
     first, *others = (replace(plan, name="", builder="", model={}) for plan in plans)
+    assert all(plan == first for plan in others)
+
+
+@pytest.mark.parametrize("config", CLASSIFIERS, ids=lambda config: config.stem)
+def test_a_config_describes_a_classifier_that_can_be_trained(config: Path) -> None:
+    plan = read_toml(config, ClassifierConfig)
+    if plan.builder in ("nlnet", "varra"):  # they ask their first layers what the next ones get
+        builders.build(plan.card(config))
+    else:
+        with torch.device("meta"):
+            builders.build(plan.card(config))
+
+
+def test_what_asae_compares_with_differs_in_the_model_alone() -> None:
+    plans = [read_toml(config, ClassifierConfig) for config in CLASSIFIERS if "asae2020_" in config.stem]
+    first, *others = (replace(plan, name="", builder="", model={}) for plan in plans if plan.crop.input_px == 224)
+    assert len(others) == 7
     assert all(plan == first for plan in others)
