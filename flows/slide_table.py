@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 from upath import UPath
 
-from wbc.counting.report import printable, read_report, unfamiliar_words
+from wbc.counting.report import corrected_words, printable, read_report, unfamiliar_words
 from wbc.counting.slide import SlideOutcome
 from wbc.sought import not_sought_words
 from wbc.storage.atomic import local_path
@@ -33,6 +33,8 @@ def slide_line(outcome: SlideOutcome, slide: Slide, out: UPath, taxonomy: Taxono
             flags = ", ".join(report.row.flags)
             if left := not_sought_words(report.row.cells):
                 percents += f" ({left} were not looked for)"
+            if said := corrected_words(report):
+                percents += f" ({said})"
             if report.row.unfamiliarity is not None and "unfamiliar" in report.row.flags:
                 flags += f". Names: {unfamiliar_words(report.row.unfamiliarity)}"
     failures = [outcome.reason] if outcome.reason else []

@@ -50,10 +50,12 @@ def corrected(
     fields: Sequence[Hashable],
     confusion: Confusion,
     taxonomy: Taxonomy,
+    is_known: NDArray[np.bool_] | None = None,
 ) -> Differential:
     """A differential with `percent_corrected`, `low` and `high` of the kinds that the confusion has measured.
 
-    `cell_types` and `fields` (N,) are of the cells that it was made of. Percentages are of the same cells as `percent`,
+    `cell_types` and `fields` (N,) are of the cells that it was made of; where a person gave the name (`is_known`), it
+    stands as it is. Percentages are of the same cells as `percent`,
     `unidentified` ones as what they are likely to be; they sum to 100 over the kinds where all are measured. All other
     rows have None. A flag `corrected_crosses:TYPE:PERCENT` says that the corrected and the plain percentage lie on two
     sides of a decision threshold.
@@ -62,7 +64,9 @@ def corrected(
     counted = np.array([taxonomy.cell_type(kind).in_differential for kind in confusion.kinds], bool)
     shares = None
     if differential.n_differential:
-        shares = unfold(_named(cell_types, fields, names, taxonomy), confusion, counted)
+        person = np.zeros(len(cell_types), bool) if is_known is None else is_known
+        machines, peoples = (_named(cell_types, fields, names, taxonomy, which) for which in (~person, person))
+        shares = unfold(machines, confusion, counted, peoples)
     if shares is None:
         return differential
     told = {kind: i for i, kind in enumerate(confusion.kinds) if confusion.measured[i] and counted[i]}
@@ -73,16 +77,20 @@ def corrected(
 
 
 def _named(
-    cell_types: Sequence[str], fields: Sequence[Hashable], names: Sequence[str], taxonomy: Taxonomy
+    cell_types: Sequence[str],
+    fields: Sequence[Hashable],
+    names: Sequence[str],
+    taxonomy: Taxonomy,
+    which: NDArray[np.bool_],
 ) -> NDArray[np.int64]:
-    """How many cells of each field have each of the names, int64 (fields, names); other cells are left out."""
+    """How many of these cells (a mask) each field has of each name, int64 (fields, names); others are left out."""
     column = {name: i for i, name in enumerate(names)}
     root = {name: _root(name, taxonomy) for name in set(cell_types)}
     line = {field: i for i, field in enumerate(dict.fromkeys(fields))}
     cells = [
         (line[field], column[root[name]])
-        for name, field in zip(cell_types, fields, strict=True)
-        if root[name] in column
+        for name, field, is_meant in zip(cell_types, fields, which, strict=True)
+        if is_meant and root[name] in column
     ]
     counts = np.zeros((len(line), len(names)), np.int64)
     np.add.at(counts, tuple(np.array(cells, np.int64).reshape(-1, 2).T), 1)

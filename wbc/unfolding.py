@@ -77,19 +77,23 @@ class Shares:
     high: Floats
 
 
-def unfold(named: NDArray[np.int64], confusion: Confusion, counted: NDArray[np.bool_]) -> Shares | None:
+def unfold(
+    named: NDArray[np.int64], confusion: Confusion, counted: NDArray[np.bool_], known: NDArray[np.int64] | None = None
+) -> Shares | None:
     """The shares of the kinds among cells of the `counted` ones (K,), by the names of all cells (fields, K+1).
+
+    Beside cells that were `named` as the confusion tells there may be some whose kind is `known` (fields, K+1).
 
     The limits hold sampling with its clustering by field, the confusion's own uncertainty and its variation between
     laboratories. Where names are never wrong, they are Clopper and Pearson's. The same input gives the same shares.
     None where there is no counted cell.
     """
-    rng, cells = np.random.default_rng(_SEED), named.sum(0)
-    kinds = _kinds_of(cells, confusion, rng)[:, counted]
+    rng, sure = np.random.default_rng(_SEED), np.zeros_like(named) if known is None else known
+    kinds = (_kinds_of(named.sum(0), confusion, rng) + sure.sum(0)[:-1])[:, counted]
     total = kinds.sum(1, keepdims=True)
     if not total.sum():
         return None
-    effect = design_effect(named, rng)
+    effect = design_effect(named + sure, rng)
     limits = [_limits(of_kind, total[:, 0], effect) for of_kind in kinds.T]
     shares = np.zeros((3, len(counted)))
     shares[:, counted] = kinds.sum(0) / total.sum(), *np.array(limits).T

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from wbc.counting.report import SlideReport, printable, report_taxonomy, unfamiliar_words
+from wbc.counting.report import SlideReport, corrected_words, printable, report_taxonomy, unfamiliar_words
 from wbc.sought import not_sought_words
 from wbc.storage.tables import FailedField, SlideRow
 from wbc.taxonomy import UNIDENTIFIED, Taxonomy
@@ -43,7 +43,7 @@ def report_table(report: SlideReport) -> RenderableType:
     table.add_section()
     for line in _lines(report, in_differential=False):
         table.add_row(*line[: 1 + len(headings)], style="dim")
-    facts = [Text(f"{name:<10}{value}") for name, value in _facts(report.row)]
+    facts = [Text(f"{name:<10}{value}") for name, value in _facts(report)]
     body = Group(table, *facts, *_warnings(report.row))
     return Group(_headline(report.row), Padding(body, (0, 0, 1, 2), expand=False))
 
@@ -94,7 +94,8 @@ def _headline(row: SlideRow) -> Text:
     return Text.assemble((printable(row.slide_id), "bold"), facts)
 
 
-def _facts(row: SlideRow) -> Iterator[tuple[str, str]]:
+def _facts(report: SlideReport) -> Iterator[tuple[str, str]]:
+    row = report.row
     if row.nrbc_per_100_wbc:
         yield "NRBC", f"{row.nrbc_per_100_wbc:.1f} per 100 white cells"
     if row.me_low is not None and row.me_high is not None:
@@ -102,6 +103,8 @@ def _facts(row: SlideRow) -> Iterator[tuple[str, str]]:
         yield "M:E", f"{ratio} ({row.me_low:.2f} – {row.me_high:.2f})"
     if left := not_sought_words(row.cells):
         yield "cells", f"{left} were not looked for"
+    if said := corrected_words(report):
+        yield "corrected", said
     if row.um_per_px is not None:
         yield "scale", f"{row.um_per_px:.3g} µm/px ({_words(row.scale_from or '')})"
 

@@ -4,8 +4,10 @@ from collections.abc import Iterable
 
 from upath import UPath
 
+from wbc.counting.corrected_cells import amended
 from wbc.counting.job import Job
 from wbc.counting.standing import stands_unopened
+from wbc.storage.corrections import read_corrections, write_corrections
 from wbc.storage.counts import change_source, read_source, retire
 from wbc.storage.layout import Layout
 from wbc.types import Slide
@@ -18,8 +20,8 @@ def settle_addresses(slides: Iterable[Slide], job: Job, *, rename: bool) -> tupl
 
     Returns what was renamed, a line each. A row without an address, of an older version, gets its slide's where its
     count stands. Where an id is to be renamed, its row gets the new address; where a folder is to have another id, the
-    count under the old one goes to the history. Raises ValueError, with both addresses or ids, where there is such a
-    slide and `rename` is not asked for; OSError where OUT cannot be read.
+    count under the old one goes to the history, and what people said of its cells goes along. Raises ValueError, with
+    both addresses or ids, where there is such a slide and `rename` is not asked for; OSError where OUT cannot be read.
     """
     found = {slide.slide_id: slide for slide in slides}
     known = {slide_id: read_source(job.out, slide_id) for slide_id in Layout(job.out).slide_ids()}
@@ -30,6 +32,9 @@ def settle_addresses(slides: Iterable[Slide], job: Job, *, rename: bool) -> tupl
     lines += [f"{s.source!r} is {own_id!r} and would be {s.slide_id!r} too" for own_id, s in named_anew.items()]
     if lines and not rename:
         raise ValueError(_refusal(lines, job.out))
+    for own_id, slide in named_anew.items():
+        if said := read_corrections(job.out, own_id):  # they are of its pictures, whatever it is called
+            write_corrections(job.out, slide.slide_id, amended(read_corrections(job.out, slide.slide_id), said))
     for own_id in named_anew.keys() - found.keys():
         retire(job.out, own_id)
     for slide in found.values():

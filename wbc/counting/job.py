@@ -99,18 +99,22 @@ def detections_id(slide: Slide, digests: Mapping[str, str], job: Job, precision:
     return _salted(_inputs(slide, digests, job), precision)
 
 
-def count_id(made_from: str, taxonomy: Taxonomy, min_score: float) -> str:
+def count_id(made_from: str, taxonomy: Taxonomy, min_score: float, corrections: str | None = None) -> str:
     """32 hexadecimal digits of all that can change a cell of a slide, and of nothing else: equal ids, equal counts.
 
-    `made_from` is the id of the slide's detections. Beside it: taxonomy, lowest score that counts, counting version.
+    `made_from` is the id of the slide's detections, `corrections` the digest of what people said of its cells, None
+    where nobody did. Beside them: taxonomy, lowest score that counts, counting version.
     """
-    return _digest([made_from, taxonomy_digest(taxonomy), min_score, COUNTING_VERSION])[:32]
+    said = [] if corrections is None else [corrections]
+    return _digest([made_from, taxonomy_digest(taxonomy), min_score, COUNTING_VERSION, *said])[:32]
 
 
-def is_count_of(own_id: str | None, slide: Slide, digests: Mapping[str, str], job: Job) -> bool:
+def is_count_of(
+    own_id: str | None, slide: Slide, digests: Mapping[str, str], job: Job, corrections: str | None = None
+) -> bool:
     """Whether a `count_id` stands for these inputs, in whatever number format they were counted."""
-    taxonomy, min_score = job.taxonomy, job.settings.min_score
-    return own_id in {count_id(made_from, taxonomy, min_score) for made_from in _possible_ids(slide, digests, job)}
+    ids = _possible_ids(slide, digests, job)
+    return own_id in {count_id(made_from, job.taxonomy, job.settings.min_score, corrections) for made_from in ids}
 
 
 def are_detections_of(own_id: str | None, slide: Slide, digests: Mapping[str, str], job: Job) -> bool:

@@ -11,6 +11,7 @@ from wbc.counting.handover import DetectedSlide, IngestedField, ModelSeconds, Sc
 from wbc.counting.job import COUNTING_VERSION, Job, detections_id
 from wbc.counting.tally import Occasion, Rules, tally
 from wbc.models.registry import ModelRef
+from wbc.storage.corrections import read_corrections
 from wbc.storage.counts import commit
 from wbc.storage.detections import Evidence, FieldRow, Kinds, Origin, SlideDetections
 from wbc.storage.stamps import FieldRecord, write_stamps
@@ -23,11 +24,12 @@ def commit_count(detected: DetectedSlide, job: Job) -> SlideRow:
     slide, began = detected.ingested.slide, time.monotonic()
     made_from = detections_id(slide, digests(detected.fields), job, detected.precision)
     origin = _origin(job, made_from, detected.precision, detected.chunk.kinds)
-    evidence = Evidence(slide.slide_id, _field_rows(detected), detected.chunk.detections, origin)
+    said = read_corrections(job.out, slide.slide_id)
+    evidence = Evidence(slide.slide_id, _field_rows(detected), detected.chunk.detections, origin, said)
     result = tally(evidence, rules_of(job, origin.kinds), occasion_of(slide.source, job.run_id))
     keep_stamps(slide, detected.fields, job)
     row = replace(result.row, seconds=_seconds(detected, evidence.fields, began))
-    return commit(job.out, result.tables, row)
+    return commit(job.out, result.tables, row, "counted from its fields anew: they, a model or a setting are others")
 
 
 def commit_failure(failure: SlideFailure, job: Job) -> None:
@@ -40,7 +42,7 @@ def commit_failure(failure: SlideFailure, job: Job) -> None:
     evidence = Evidence(slide.slide_id, fields, SlideDetections.empty(), _origin(job, None, None, None))
     result = tally(evidence, rules_of(job, None), occasion_of(slide.source, job.run_id))
     keep_stamps(slide, (), job)
-    commit(job.out, result.tables, replace(result.row, reason=failure.reason))
+    commit(job.out, result.tables, replace(result.row, reason=failure.reason), f"not counted: {failure.reason}")
 
 
 def rules_of(job: Job, kinds: Kinds | None) -> Rules:

@@ -19,18 +19,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SlideReport:
-    """A slide's committed count: its row in `slides` and its rows in `differentials`, in the taxonomy's order."""
+    """A slide's committed count: its row in `slides` and its rows in `differentials`, in the taxonomy's order.
+
+    `reviewers` are the people who named some of its cells.
+    """
 
     row: SlideRow
     cell_types: tuple[DifferentialRow, ...]
+    reviewers: tuple[str, ...] = ()
 
 
 def read_report(out: UPath, slide_id: str) -> SlideReport:
     """A slide's count from its tables. Raises FileNotFoundError where there is none, ValueError where it is broken."""
     count = read_count(out, slide_id)
     lines = count.differentials.drop_columns("slide_id").to_pylist()
+    people = count.cells["corrected_by"].unique().drop_null() if "corrected_by" in count.cells.column_names else []
+    reviewers = tuple(sorted(str(person) for person in people))
     try:
-        return SlideReport(count.row, tuple(DifferentialRow(**line) for line in lines))
+        return SlideReport(count.row, tuple(DifferentialRow(**line) for line in lines), reviewers)
     except (TypeError, KeyError) as error:
         raise ValueError(
             f"{str(Layout(out).table('differentials', slide_id))!r} holds no differential: {error}"
@@ -58,19 +64,25 @@ def report_taxonomy(report: SlideReport) -> Taxonomy | None:
 
 
 def report_json(report: SlideReport) -> dict[str, Any]:
-    """JSON's types: the columns of `slides`, and `differential`, a list of the rows of `differentials`.
+    """JSON's types: the columns of `slides`, `reviewers`, and `differential`, a list of the rows of `differentials`.
 
     An infinite `me_high` is null, as JSON has no infinity: `me_low` is then a number.
     """
     values = asdict(report.row) | {"counted_at": report.row.counted_at.isoformat()}
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-    return finite | {"differential": [asdict(row) for row in report.cell_types]}
+    return finite | {"reviewers": list(report.reviewers), "differential": [asdict(row) for row in report.cell_types]}
 
 
 def outcome_json(outcome: "SlideOutcome", report: SlideReport | None) -> dict[str, Any]:
     """What became of a slide, with its count where there is one: `status` and `reason` beside `report_json`'s keys."""
     became = {"slide_id": outcome.slide_id, "status": outcome.status, "reason": outcome.reason}
     return became | (report_json(report) if report else {})
+
+
+def corrected_words(report: SlideReport) -> str:
+    """How many of a slide's cells people named, and who; empty where nobody did."""
+    n = report.row.n_corrected
+    return f"{n:,} cell{'' if n == 1 else 's'} named by {', '.join(map(printable, report.reviewers))}" if n else ""
 
 
 def unfamiliar_words(unfamiliarity: float) -> str:

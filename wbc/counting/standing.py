@@ -19,6 +19,7 @@ from wbc.models import registry
 from wbc.models.cards import Task
 from wbc.models.registry import ModelRef
 from wbc.sought import Sought, left_out
+from wbc.storage.corrections import applicable, corrections_digest, read_corrections
 from wbc.storage.counts import committed_count_id, read_slide_row, read_source
 from wbc.storage.layout import Layout
 from wbc.storage.lock import Hold, holding
@@ -112,8 +113,13 @@ def stands_unopened(slide: Slide, job: Job) -> bool:
 
 
 def stands(slide: Slide, digests_by_name: Mapping[str, str], job: Job) -> bool:
-    """Whether the slide's committed count is of fields with these digests, counted as `job` would."""
-    return is_count_of(committed_count_id(job.out, slide.slide_id), slide, digests_by_name, job)
+    """Whether the slide's committed count is of fields with these digests, counted and corrected as `job` would.
+
+    Raises ValueError where its corrections cannot be read.
+    """
+    said = applicable(read_corrections(job.out, slide.slide_id), digests_by_name)
+    own_id = committed_count_id(job.out, slide.slide_id)
+    return is_count_of(own_id, slide, digests_by_name, job, corrections_digest(said))
 
 
 def unchanged(slide: Slide, out: UPath, seconds: float = 0.0) -> SlideOutcome:

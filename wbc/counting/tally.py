@@ -12,12 +12,14 @@ import pyarrow as pa
 
 from wbc import __version__
 from wbc.cells.naming import name_cells
+from wbc.counting.corrected_cells import place, review
 from wbc.counting.handover import Scale
 from wbc.counting.job import COUNTING_VERSION, count_id, taxonomy_digest
 from wbc.counting.scales import scale_flags, summary
 from wbc.differential import differential_of, not_looked_for
 from wbc.misnaming import corrected
 from wbc.sought import left_out
+from wbc.storage.corrections import corrections_digest
 from wbc.storage.detections import Evidence, FieldRow, Kinds, SlideDetections, detections_table, fields_table
 from wbc.storage.layout import TableName
 from wbc.storage.tables import DuplicateField, FailedField, Seconds, SlideRow, cells_table, differentials_table
@@ -60,7 +62,8 @@ class Tally:
 def tally(evidence: Evidence, rules: Rules, occasion: Occasion) -> Tally:
     """The count of a slide: its boxes with at least `min_score`, named and counted by the taxonomy.
 
-    Raises ValueError where the taxonomy does not know a class, or boxes of such a score were not kept.
+    What people said of cells stands in the place of what the models said. Raises ValueError where the taxonomy does not
+    know a class or a person's name, or boxes of such a score were not kept.
     """
     if rules.min_score < evidence.origin.lowest_score:
         raise ValueError(
@@ -68,25 +71,31 @@ def tally(evidence: Evidence, rules: Rules, occasion: Occasion) -> Tally:
             f"{evidence.origin.lowest_score:g} were kept"
         )
     slide_id, found = evidence.slide_id, evidence.detections
-    cells = found.take(found.scores >= rules.min_score)
-    unfamiliarity = unfamiliarity_of(cells, evidence.origin.kinds)
+    counts = found.scores >= rules.min_score
+    placed = place(evidence.corrections, evidence.fields, found, counts)
+    counts[list(placed.found)] = True  # what a person named is a cell, whatever its score
+    machine = found.take(counts)
+    unfamiliarity = unfamiliarity_of(machine, evidence.origin.kinds)
     is_strange = (unfamiliarity or 0) > 1
-    names = _names(cells, evidence.origin.kinds, rules.taxonomy, is_strange=is_strange)
+    told = _names(machine, evidence.origin.kinds, rules.taxonomy, is_strange=is_strange)
+    reviewed = review(machine, np.flatnonzero(counts), told, placed, rules.taxonomy)
+    cells, names = reviewed.cells, reviewed.names
     fields = _counted(evidence.fields, cells)
     result = differential_of(list(names.types), rules.taxonomy, sum(row.status == "failed" for row in fields))
     result = not_looked_for(result, left_out(evidence.origin.cells), rules.taxonomy)
     confusion = rules.stranger_confusion if is_strange else rules.confusion
     if confusion is not None:
-        result = corrected(result, list(names.types), cells.fields, confusion, rules.taxonomy)
+        result = corrected(result, list(names.types), cells.fields, confusion, rules.taxonomy, reviewed.is_known)
     tables: dict[TableName, pa.Table] = {
-        "cells": cells_table(slide_id, cells.fields, cells.boxes, cells.scores, names),
+        "cells": cells_table(slide_id, cells.fields, cells.boxes, cells.scores, names, reviewed.reviews),
         "differentials": differentials_table(slide_id, result),
         "fields": fields_table(slide_id, fields),
         "detections": detections_table(slide_id, found, evidence.origin),
     }
-    row = _row(replace(evidence, fields=fields), rules, result, occasion)
+    row = _row(replace(evidence, fields=fields, corrections=placed.given), rules, result, occasion)
     flags = (*row.flags, "unfamiliar") if is_strange else row.flags
-    return Tally(replace(row, unfamiliarity=unfamiliarity, flags=flags), tables)
+    n_corrected = sum(r is not None for r in reviewed.reviews)
+    return Tally(replace(row, unfamiliarity=unfamiliarity, flags=flags, n_corrected=n_corrected), tables)
 
 
 def unfamiliarity_of(cells: SlideDetections, kinds: Kinds | None) -> float | None:
@@ -125,10 +134,10 @@ def _row(evidence: Evidence, rules: Rules, result: Differential, occasion: Occas
     scales = {i: Scale(row.um_per_px, row.scale_from) for i, row in enumerate(fields) if row.status == "counted"}
     scale, reason = summary(list(scales.values())), _reason(fields)
     is_failed, is_double = ("slide_failed",) * (reason is not None), ("duplicate_fields",) * bool(duplicates)
-    made_from = origin.detections_id
+    made_from, said = origin.detections_id, corrections_digest(evidence.corrections)
     return SlideRow(
         slide_id=evidence.slide_id,
-        count_id=None if made_from is None else count_id(made_from, rules.taxonomy, rules.min_score),
+        count_id=None if made_from is None else count_id(made_from, rules.taxonomy, rules.min_score, said),
         counted_at=occasion.counted_at,
         n_fields=len(fields),
         n_fields_failed=len(failed),
@@ -157,6 +166,7 @@ def _row(evidence: Evidence, rules: Rules, result: Differential, occasion: Occas
         source=occasion.source,
         run_id=occasion.run_id,
         cells=origin.cells,
+        corrections_digest=said,
     )
 
 

@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from wbc.storage import atomic
+from wbc.storage.corrections import read_corrections
 from wbc.storage.detections import Evidence, evidence_of
 from wbc.storage.layout import TABLES, Layout, TableName
 from wbc.storage.tables import SCHEMAS, DuplicateField, FailedField, Seconds, SlideRow, slides_table
@@ -50,12 +51,12 @@ class StandingCount:
     differentials: pa.Table
 
 
-def commit(out: UPath, tables: Mapping[TableName, pa.Table], row: SlideRow) -> SlideRow:
+def commit(out: UPath, tables: Mapping[TableName, pa.Table], row: SlideRow, why: str = "counted anew") -> SlideRow:
     """Make `row`, with its other tables, the count of its slide, in the steps told at this module's top.
 
     Returns the row with the digests of the others. A count with another `count_id` that stood there goes to the
-    history; one with the same is replaced. Raises ValueError where a table has another schema, OSError where it cannot
-    be written: the old count then stands whole.
+    history, with `why`; one with the same is replaced. Raises ValueError where a table has another schema, OSError
+    where it cannot be written: the old count then stands whole.
     """
     layout = Layout(out)
     files = {name: _parquet(name, tables[name]) for name in _OTHERS}
@@ -64,7 +65,7 @@ def commit(out: UPath, tables: Mapping[TableName, pa.Table], row: SlideRow) -> S
     contents = {layout.table(name, row.slide_id): file for name, file in files.items()}
     contents[layout.table("slides", row.slide_id)] = _parquet("slides", slides_table(row))
     with atomic.staged(contents, durable=True):
-        _keep_superseded(layout, row.slide_id, row.count_id)
+        _keep_superseded(layout, row.slide_id, row.count_id, why)
     return row
 
 
@@ -86,7 +87,7 @@ def retire(out: UPath, slide_id: str) -> None:
     no count to keep. Raises OSError.
     """
     layout = Layout(out)
-    _keep_superseded(layout, slide_id, None)
+    _keep_superseded(layout, slide_id, None, "taken out of the tables by hand, or as its slide had gone")
     for path in (layout.stamps(slide_id), *(layout.table(name, slide_id) for name in TABLES)):
         path.unlink(missing_ok=True)
 
@@ -111,14 +112,19 @@ def restore(out: UPath, slide_id: str) -> None:
         pass
 
 
-def _keep_superseded(layout: Layout, slide_id: str, count_id: str | None) -> None:
-    """Copy to the history what is whole of a slide's count, unless `count_id`, the new one's, is its own too."""
+def _keep_superseded(layout: Layout, slide_id: str, count_id: str | None, why: str) -> None:
+    """Copy to the history what is whole of a slide's count, unless `count_id`, the new one's, is its own too.
+
+    Beside it stand the new count and why.
+    """
     slides = layout.table("slides", slide_id)
     digests = _digests(slides)
     if digests is None or digests["count_id"] == count_id:
         return
     place = layout.history(str(digests["count_id"]))
+    told = {"replaced_by": count_id, "why": why}
     copies = {place.table("slides", slide_id): slides.read_bytes()}
+    copies[place.superseded(slide_id)] = json.dumps(told).encode()
     for name in _OTHERS:
         content = _content(layout.table(name, slide_id))
         if content is not None and digests[_digest_column(name)] in (None, _digest(content)):
@@ -169,14 +175,15 @@ def read_count(out: UPath, slide_id: str) -> StandingCount:
 
 
 def read_evidence(out: UPath, slide_id: str) -> tuple[SlideRow, Evidence]:
-    """A slide's row, and what its count was made from, of one commit as `read_count` has it.
+    """A slide's row, and what its count was made from, of one commit as `read_count` has it, with its corrections.
 
     Raises ValueError too where an older version counted the slide, which kept none.
     """
     if not has_evidence(read_slide_row(out, slide_id)):
         raise ValueError("an older version counted it, which kept no detections")
     row, tables = _read_patiently(out, slide_id, ("fields", "detections"))
-    return row, evidence_of(slide_id, tables["fields"], tables["detections"])
+    evidence = evidence_of(slide_id, tables["fields"], tables["detections"])
+    return row, replace(evidence, corrections=read_corrections(out, slide_id))
 
 
 def has_evidence(row: SlideRow) -> bool:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from wbc.sought import Sought
+from wbc.storage.corrections import Correction
 from wbc.storage.tables import SCHEMAS, FieldSeconds, arrow_text, sides, words
 from wbc.types import Precision, ScaleFrom
 
@@ -139,12 +140,16 @@ class FieldRow:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
-    """All that a slide's count is made from, beside a taxonomy and the settings of the count."""
+    """All that a slide's count is made from, beside a taxonomy and the settings of the count.
+
+    `corrections` are what people said of its cells, also of pictures that its fields are not any more.
+    """
 
     slide_id: str
     fields: tuple[FieldRow, ...]
     detections: SlideDetections
     origin: Origin
+    corrections: tuple[Correction, ...] = ()
 
 
 def detections_table(slide_id: str, detections: SlideDetections, origin: Origin) -> pa.Table:

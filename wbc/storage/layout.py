@@ -3,7 +3,8 @@
 ```
 OUT/cells, differentials, slides    the tables, a file a slide
 OUT/detections, fields              what they are made from: all that the models said, what became of each field
-OUT/history/<count_id>/…            the tables of a count that another has replaced
+OUT/corrections                     what people said of cells, a file a slide that has any
+OUT/history/<count_id>/…            the tables of a count that another has replaced, and why (superseded/)
 OUT/annotated/<slide_id>/           drawings of the fields
 OUT/pixels/<slide_id>.zarr          pixels that were to be kept
 OUT/.wbc/                           what the program keeps for itself: stamps of fields, pixels of a run, who writes,
@@ -32,7 +33,7 @@ TableName = Literal["cells", "differentials", "fields", "detections", "slides"]
 TABLES: tuple[TableName, ...] = ("cells", "differentials", "fields", "detections", "slides")
 _STATE = ".wbc"
 _ALWAYS_MADE = (*TABLES, _STATE)
-_FOLDERS = (*_ALWAYS_MADE, "history", "annotated")
+_FOLDERS = (*_ALWAYS_MADE, "history", "annotated", "corrections")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,14 @@ class Layout:
     def history(self, count_id: str) -> "Layout":
         """Where the tables of a count go that another replaces."""
         return Layout(self.out / "history" / count_id)
+
+    def corrections(self, slide_id: str) -> UPath:
+        """What people said of a slide's cells."""
+        return self.out / "corrections" / f"{_checked(slide_id)}.parquet"
+
+    def superseded(self, slide_id: str) -> UPath:
+        """Why a slide's count in the history is there."""
+        return self.out / "superseded" / f"{_checked(slide_id)}.json"
 
     def drawings_folder(self, slide_id: str) -> UPath:
         """Where the drawings of a slide's fields lie."""

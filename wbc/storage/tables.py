@@ -61,6 +61,9 @@ _CELLS = [
     *((name, pa.float32()) for name in ("score", "type_score")),
     ("second_type", pa.dictionary(pa.int32(), pa.string())),
     ("second_score", pa.float32()),
+    ("predicted_type", pa.dictionary(pa.int32(), pa.string())),
+    ("corrected_by", pa.string()),
+    ("corrected_at", pa.timestamp("us", tz="UTC")),
 ]
 _DIFFERENTIALS = [
     *((name, pa.string()) for name in ("slide_id", "cell_type", "lineage")),
@@ -111,6 +114,8 @@ _SLIDES = [
     *((name, pa.string()) for name in ("run_id", "fields_digest", "detections_digest")),
     ("unfamiliarity", pa.float64()),
     ("cells", pa.string()),
+    ("n_corrected", pa.int64()),
+    ("corrections_digest", pa.string()),
 ]
 SCHEMAS: dict[TableName, pa.Schema] = {
     "cells": pa.schema(_CELLS),
@@ -129,7 +134,8 @@ class SlideRow:
     written before there were such columns has None. `reason` says why a slide failed as a whole; one whose worker
     died, say, has no `count_id`: the next run counts it. `source` is the address of the slide's folder.
     `unfamiliarity` is how far its cells look from those that the classifier has learnt from: known laboratories go up
-    to 1. None where nothing tells. `cells` are those that were looked for.
+    to 1. None where nothing tells. `cells` are those that were looked for. `n_corrected` of its cells a person named;
+    `corrections_digest` is of what was said of the slide, None where nothing was.
 
     Raises ValueError for another `count_id` (it names a folder) and for a `counted_at` without a time zone.
     """
@@ -169,6 +175,8 @@ class SlideRow:
     detections_digest: str | None = None
     unfamiliarity: float | None = None
     cells: Sought = "all"
+    n_corrected: int = 0
+    corrections_digest: str | None = None
 
     def __post_init__(self) -> None:
         if self.count_id is not None and not self.count_id.isalnum():
@@ -177,19 +185,32 @@ class SlideRow:
             raise ValueError(f"counted_at {self.counted_at} has no time zone")
 
 
+@dataclass(frozen=True, slots=True)
+class Review:
+    """What became of a model's name for a cell, None where no model found the cell: `by` whom, and when (UTC)."""
+
+    predicted_type: str | None
+    by: str
+    at: datetime
+
+
 def cells_table(
     slide_id: str,
     field_names: Sequence[str],
     boxes: NDArray[np.float32],
     scores: NDArray[np.float32],
     names: CellNames,
+    reviews: Sequence[Review | None] = (),
 ) -> pa.Table:
     """The `cells` of a slide, numbered from 0 in the order given.
 
-    Per cell: file name of its field, box (N, 4) x0,y0,x1,y1 in field px, detector's score, and what it is called (a
-    NaN is a null in the table). Raises ValueError where the lengths differ.
+    Per cell: file name of its field, box (N, 4) x0,y0,x1,y1 in field px, detector's score, what it is called, and what
+    a person made of that, if any did (a NaN is a null in the table). Raises ValueError where the lengths differ.
     """
     n = len(field_names)
+    reviews = reviews or [None] * n
+    if len(reviews) != n:
+        raise ValueError(f"{n} fields, {len(reviews)} reviews")
     if boxes.shape != (n, 4) or not n == len(scores) == len(names.types) == len(names.scores):
         raise ValueError(
             f"{n} fields, boxes {boxes.shape}, {len(names.types)} types, {len(scores)} and {len(names.scores)} scores"
@@ -200,10 +221,13 @@ def cells_table(
         np.arange(n, dtype=np.int32),
         *sides(boxes),
         words(names.types),
-        scores,
+        pa.array(scores, pa.float32(), from_pandas=True),
         pa.array(names.scores, pa.float32(), from_pandas=True),
         words(names.second_types),
         pa.array(names.second_scores, pa.float32(), from_pandas=True),
+        words([name if r is None else r.predicted_type for name, r in zip(names.types, reviews, strict=True)]),
+        pa.array([None if r is None else encodable(r.by) for r in reviews], pa.string()),
+        pa.array([None if r is None else r.at for r in reviews], pa.timestamp("us", tz="UTC")),
     ]
     return pa.table(columns, schema=SCHEMAS["cells"])
 

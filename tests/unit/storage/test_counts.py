@@ -1,6 +1,7 @@
 """A slide's count: one at a time, whole for every reader, and nothing half-done whatever ends the run."""
 
 import itertools
+import json
 import os
 import resource
 import signal
@@ -109,7 +110,7 @@ def test_a_broken_table_does_not_go_to_the_history(out: UPath, table: TableName)
     Layout(out).table(table, "s1").write_bytes(b"PAR1 broken")
     count(out, "c2", 9)
     kept = {Path(name).parent.name for name in contents(out) if name.startswith("/history/c1/")}
-    assert kept == {*TABLES} - {table}
+    assert kept == {*TABLES, "superseded"} - {table}
 
 
 def test_a_count_of_an_older_version_is_read_and_counted_again(out: UPath) -> None:
@@ -126,7 +127,8 @@ def test_a_count_of_an_older_version_is_read_and_counted_again(out: UPath) -> No
     assert len(read_count(out, "s1").cells) == 5
     assert committed_count_id(out, "s1") is None
     count(out, "c2", 9)
-    assert {name for name in contents(out) if "/c1/" in name} == {f"/history/c1/{name}/s1.parquet" for name in TABLES}
+    kept = {f"/history/c1/{name}/s1.parquet" for name in TABLES}
+    assert {name for name in contents(out) if "/c1/" in name} == kept | {"/history/c1/superseded/s1.json"}
 
 
 def test_readers_beside_a_recount_miss_nothing_and_see_one_count_at_a_time(local_out: UPath) -> None:
@@ -163,6 +165,8 @@ def test_superseded_count_moves_to_history(out: UPath) -> None:
         assert after.pop(f"/history/c1/{kind}/s1.parquet") == first[f"/{kind}/s1.parquet"]
         assert after[f"/{kind}/s1.parquet"] != first[f"/{kind}/s1.parquet"]
         assert after[f"/{kind}/s2.parquet"] == first[f"/{kind}/s2.parquet"]
+    why = json.loads(after.pop("/history/c1/superseded/s1.json"))
+    assert why == {"replaced_by": "c2", "why": "counted anew"}
     assert after.keys() == first.keys()
     assert committed_count_id(out, "s1") == "c2"
     assert read_differentials(out).groupby("slide_id")["count"].max().to_dict() == {"s1": 9, "s2": 7}

@@ -37,6 +37,8 @@ def test_columns_and_types_are_the_contract(local_out: UPath) -> None:
         *("score: float", "type_score: float"),
         "second_type: dictionary<values=string, indices=int32, ordered=0>",
         "second_score: float",
+        "predicted_type: dictionary<values=string, indices=int32, ordered=0>",
+        *("corrected_by: string", "corrected_at: timestamp[us, tz=UTC]"),
     ]
     assert columns["detections"] == [
         *("slide_id: string", "field: string", "detection_id: int32"),
@@ -74,7 +76,7 @@ def test_columns_and_types_are_the_contract(local_out: UPath) -> None:
         "source: string",
         *("run_id: string", "fields_digest: string", "detections_digest: string"),
         "unfamiliarity: double",
-        "cells: string",
+        *("cells: string", "n_corrected: int64", "corrections_digest: string"),
     ]
     assert pq.ParquetFile(Layout(local_out).table("cells", "s1")).metadata.row_group(0).column(0).compression == "ZSTD"
 
