@@ -74,9 +74,9 @@ def show(report: Report, *, as_json: bool) -> None:
         print(json.dumps(asdict(report) | {"claims": [asdict(c) | {"met": c.met} for c in report.claims]}, indent=1))
         return
     print(f"# {report.title}\n")
-    print(_markdown([_claim_row(claim) for claim in report.claims]))
+    print(markdown([_claim_row(claim) for claim in report.claims]))
     for caption, rows in report.tables.items():
-        print(f"\n## {caption}\n\n{_markdown(rows)}")
+        print(f"\n## {caption}\n\n{markdown(rows)}")
     for remark in report.remarks:
         print(f"\n{remark}")
 
@@ -87,7 +87,8 @@ def _claim_row(claim: Claim) -> Row:
     return {"figure": claim.what, "value": f"{claim.value:.4g} {claim.unit}".strip(), "bar": bar, "": verdict}
 
 
-def _markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[Row]) -> str:
+    """Rows with the same keys as a Markdown table."""
     lines = [[str(key) for key in rows[0]], ["---"] * len(rows[0])] if rows else []
     lines += [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,126 @@
+"""The rows of the papers' tables of classifiers: what each changes in a config, and the paper's own figure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from wbc.configs import read_toml
+from wbc.training.classifier import ClassifierConfig
+
+CONFIGS = Path(__file__).parents[1] / "configs/papers"
+HUE = (125.0, 155.0)  # section 4.3 of ASAE-Net 2020
+# Of 14×14 at 224 px; a crop of 96 px has 6×6 behind layer3 and 3×3 behind layer4, one of 64 px 4×4 and 2×2. The paper's
+# square of 6 (β = 36) and its peaks of 5 become as large a part of these.
+SCALED = {"area_px": 9, "kernel_px": 3}
+SCALED_SMALL = {"area_px": 4, "kernel_px": 3}
+R18 = {"backbone": "resnet18"}
+LITE0 = {"backbone": "tf_efficientnet_lite0"}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A row: its name, the config that it starts from, what it changes there, and the row it is compared with.
+
+    `paper` is the paper's accuracy in percent. The names of its runs are `name-seed-S`, of `seeds` at most.
+    """
+
+    name: str
+    label: str
+    table: str
+    config: str
+    builder: str = ""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    loss: str = "ce"
+    balanced: bool = False
+    hue: bool = False
+    small: bool = False
+    paper: float | None = None
+    against: str = ""
+    seeds: int = 3
+
+    def plan(self, seed: int) -> ClassifierConfig:
+        """The training of this row by a seed."""
+        plan = read_toml(CONFIGS / f"{self.config}.toml", ClassifierConfig)
+        if self.builder:
+            plan = replace(plan, builder=self.builder, model=dict(self.model))
+        if self.small:
+            plan = _from_scratch(plan)
+        return replace(
+            plan,
+            loop=replace(plan.loop, seed=seed),
+            loss=replace(plan.loss, name=self.loss) if self.loss != "ce" else plan.loss,
+            sampler="balanced" if self.balanced else plan.sampler,
+            crop=replace(plan.crop, hue=HUE) if self.hue else plan.crop,
+        )
+
+
+def _from_scratch(plan: ClassifierConfig) -> ClassifierConfig:
+    """A small plan for a network without ImageNet's weights: 64 px, and more steps."""
+    crop = replace(plan.crop, input_px=64, um_per_px=plan.crop.um_per_px * plan.crop.input_px / 64)
+    loop = replace(plan.loop, steps=300, rate=0.05)
+    return replace(plan, imagenet=False, frozen=(), crop=crop, loop=loop)
+
+
+def _asae(name: str, label: str, **more: Any) -> Variant:
+    return Variant(name, label, "lite0", "asae2020_small", **{"balanced": True, "hue": True, **more})
+
+
+def _scratch(name: str, label: str, builder: str, model: Mapping[str, Any], **more: Any) -> Variant:
+    return Variant(name, label, "scratch", "asae2020_small", builder, model, small=True, **more)
+
+
+def _bccd(name: str, label: str, **more: Any) -> Variant:
+    return Variant(name, label, "bccd", "bccd_kinds", **more)
+
+
+ASAE = {**LITE0, **SCALED}
+VARIANTS = [
+    Variant("varra_model_2", "model 2", "varra", "varra2019", "varra", {"model": 2}, paper=78.0, seeds=1),
+    Variant("varra_transfer", "lite0 from ImageNet", "varra", "varra2019_transfer", against="varra_model_2"),
+    _asae("plain", "plain lite0", balanced=False, hue=False, paper=72.61),
+    _asae("hue", "+ hue", balanced=False, paper=73.02, against="plain"),
+    _asae("sampler", "+ sampler, without hue", hue=False, against="plain"),
+    _asae("hue_sampler", "+ hue + sampler", paper=73.53, against="plain"),
+    _asae(
+        "as", "+ AS behind layer3", builder="asae", model=ASAE | {"enhance": False}, paper=74.79, against="hue_sampler"
+    ),
+    _asae("asae", "+ ASAE behind layer3", builder="asae", model=ASAE, paper=75.11, against="hue_sampler"),
+    _asae("gmmce", "+ ASAE + GMMCE: all", builder="asae", model=ASAE, loss="gmmce", paper=77.63, against="asae"),
+    _asae("no_hue", "all but hue", builder="asae", model=ASAE, loss="gmmce", hue=False, against="plain"),
+    _asae("gce", "+ ASAE + GCE", builder="asae", model=ASAE, loss="gce", paper=76.42, against="asae"),
+    _asae(
+        "as4",
+        "+ AS behind layer4",
+        builder="asae",
+        model=LITE0 | SCALED_SMALL | {"after": 4, "enhance": False},
+        paper=74.03,
+        against="hue_sampler",
+    ),
+    _asae(
+        "ae", "+ AE behind layer3", builder="asae", model=ASAE | {"suppress": False}, paper=74.10, against="hue_sampler"
+    ),
+    _scratch("r18", "ResNet-18", "plain", R18, paper=72.61),
+    _scratch(
+        "r18_all",
+        "ResNet-18 + hue + sampler + ASAE + GMMCE",
+        "asae",
+        R18 | SCALED_SMALL,
+        loss="gmmce",
+        balanced=True,
+        hue=True,
+        paper=77.63,
+        against="r18",
+    ),
+    _scratch("r18_asae", "ResNet-18 + ASAE", "asae", R18 | SCALED_SMALL, against="r18"),
+    _scratch("wbcnet", "WBCNet", "wbcnet", {}, paper=69.63, against="r18"),
+    _scratch("cell3net", "Cell3Net", "cell3net", {}, paper=70.21, against="r18"),
+    _scratch("nlnet", "NLNet on ResNet-18", "nlnet", R18, paper=73.12, against="r18"),
+    _scratch("senet", "SENet on ResNet-18", "plain", {"backbone": "seresnet18"}, paper=73.29, against="r18"),
+    _scratch("adl", "ADL on ResNet-18", "adl", R18, paper=73.84, against="r18"),
+    _bccd("bccd_plain", "plain lite0"),
+    _bccd("bccd_all", "all", builder="asae", model=ASAE, loss="gmmce", balanced=True, hue=True, against="bccd_plain"),
+    _bccd("bccd_no_hue", "all but hue", builder="asae", model=ASAE, loss="gmmce", balanced=True, against="bccd_plain"),
+    Variant("varra_model_1", "model 1", "varra", "varra2019", "varra", {"model": 1}, paper=75.0, seeds=1),
+    Variant("varra_model_3", "model 3", "varra", "varra2019", "varra", {"model": 3}, paper=25.0, seeds=1),
+]
