@@ -39,6 +39,10 @@ def start(
     prepare(settings, models)
     import dask
 
+    # Its settings are Dask's from its import on. Were one set for a time before, all would go with it when that ends,
+    # and the next run of this process would find none.
+    import distributed  # noqa: F401
+
     security = None if settings.security is None else certificate_in(settings.security)
     if settings.scheduler is not None:
         yield settings.scheduler, device, security
