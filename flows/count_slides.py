@@ -90,7 +90,8 @@ def _outcomes(request: Request, wanted: ClusterSettings, hold: Hold) -> dict[str
 
     if waiting:
         with open_cluster(wanted, job.device, request.models) as cluster:
-            run = Run(replace(job, device=cluster.device), cluster, request.drawing, listener)
+            work = job.work.for_run(sum(len(slide.field_paths) for slide in waiting), cluster.threads)
+            run = Run(replace(job, device=cluster.device, work=work), cluster, request.drawing, listener)
             for outcome in count_all(waiting, run):
                 outcomes[outcome.slide_id] = outcome
                 listener.slide_done(outcome)

@@ -1,5 +1,7 @@
 """Cluster classes: what is wrong with one in words, and what one without workers comes to."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +55,21 @@ def test_class_that_does_not_start_is_named_with_its_arguments() -> None:
     opening = open_cluster(in_threads(host="no host"), "cpu", [])
     with pytest.raises(ClusterError, match=r"distributed.LocalCluster with \{.*'host'.*does not start"), opening:
         pass
+
+
+TWICE = """
+from flows.cluster import ClusterSettings, open_cluster
+own = {"processes": False, "n_workers": 1, "dashboard_address": "127.0.0.1:0"}
+for _ in range(2):
+    with open_cluster(ClusterSettings(None, "distributed.LocalCluster", own), "cpu", []) as cluster:
+        print(cluster.reading.submit(abs, -7).result(timeout=60))
+"""
+
+
+@pytest.mark.dask
+def test_a_process_opens_a_cluster_more_than_once() -> None:
+    done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.split() == ["7", "7"], done.stderr
 
 
 def leave() -> None:

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,28 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from upath import UPath
 
-from benchmarks import attack, common, limits, memory, merge, overhead, readers, rivals, start_up
+from benchmarks import (
+    attack,
+    common,
+    limits,
+    memory,
+    merge,
+    overhead,
+    readers,
+    rivals,
+    scale_out,
+    start_up,
+    white_cells,
+)
+from wbc.counting.slide import Job, count_slide
 from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
 from wbc.models.reference_cells import ReferenceCells, keep_reference_cells
+from wbc.storage.slides import discover
+from wbc.synth.smear import SmearSettings, render_field
+from wbc.taxonomy import load_taxonomy
 
 
 def figures(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, module: Any, *options: str) -> Any:
@@ -146,3 +165,26 @@ def test_readers_beside_a_recount_read_whole_counts(
     report = figures(capsys, monkeypatch, readers, "--reads", "20")
     assert report["tables"]["Ends"] == [{"end": "whole", "reads": 20}]
     assert report["claims"][1]["value"] > 0
+
+
+def test_simulated_fields_are_counted_and_nobody_opens_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    site = scale_out.Simulated(1, 3, 1, read_seconds=0.0, model_seconds=0.0, boxes=40)
+    monkeypatch.setenv(scale_out.SIMULATED, json.dumps(asdict(site)))
+    for name in ("ingest_chunk", "detect_chunk"):
+        monkeypatch.setattr(f"wbc.counting.slide.{name}", getattr(scale_out, name))
+    scale_out.link_slides(tmp_path / "slides", 1, 3)
+    (slide,) = discover(UPath(tmp_path / "slides"))
+    job = Job(UPath(tmp_path / "out"), common.stub_detector(tmp_path / "stub"), None, load_taxonomy("blood"))
+    with ThreadPoolExecutor(1) as executor:
+        outcome = count_slide(replace(slide, um_per_px=0.1), job, executor)
+    assert (outcome.status, outcome.n_fields, outcome.failed_fields) == ("counted", 3, ())
+    assert 0 < outcome.n_cells < 120
+
+
+def test_white_cells_alone_are_held_against_all() -> None:
+    model = registry.load(registry.resolve("bundled:detector", "detector")[0], registry.resolve_device("cpu"))
+    smear = SmearSettings(480, 640, 0.2, white_cells_per_field=(3, 3))
+    field = render_field(smear, np.random.default_rng(3))[0]
+    row, differences = white_cells.compare(white_cells.Series(white_cells.TYPICAL, [field], 0.2), model, rounds=1)
+    assert (row["white cells of all"], row["found again"], row["more"], differences) == (3, 3, 0, [])
+    assert white_cells.report_of([row], differences).claims[0].met

@@ -20,6 +20,8 @@ from wbc.types import Precision, Slide
 COUNTING_VERSION = 4
 # Every box that the detector gives from this score on is named and kept, whatever score a count asks for.
 LOWEST_SCORE = 0.05
+# Calls grow, up to so many fields, where a thread has so many to come: the last then ends little after the others.
+CALLS_A_THREAD, MOST_FIELDS = 20, 25
 PRECISIONS: tuple[Precision | None, ...] = (None, *get_args(Precision))
 
 
@@ -49,16 +51,23 @@ class CountSettings:
 class WorkSettings:
     """How the work is cut, which changes no cell: the most fields and pixels of a call, and pixels of a forward pass.
 
-    `chunk_px` keeps the cores alike busy to the end: a call on large fields takes seconds.
+    `chunk_px` keeps the cores alike busy to the end: a call on large fields takes seconds. `least_fields` goes before
+    it: each call costs flow and scheduler some milliseconds, which very many workers make the limit.
     """
 
     chunk_fields: int = 8
     chunk_px: int = 10_000_000
     batch_px: int = BATCH_PX
+    least_fields: int = 1
 
     def fields_at_once(self, field_px: int) -> int:
         """How many fields of so many pixels one call on the models gets."""
-        return max(1, min(self.chunk_fields, self.chunk_px // max(1, field_px)))
+        return max(1, self.least_fields, min(self.chunk_fields, self.chunk_px // max(1, field_px)))
+
+    def for_run(self, n_fields: int, threads: int) -> "WorkSettings":
+        """The same for a run of so many fields on so many threads: larger calls, where each has many to come."""
+        least = max(self.least_fields, min(MOST_FIELDS, n_fields // (CALLS_A_THREAD * threads)))
+        return replace(self, least_fields=least, chunk_fields=max(self.chunk_fields, least))
 
 
 def new_run_id() -> str:

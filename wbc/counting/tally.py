@@ -111,7 +111,8 @@ def unfamiliarity_of(cells: SlideDetections, kinds: Kinds | None) -> float | Non
 
 def _names(cells: SlideDetections, kinds: Kinds | None, taxonomy: Taxonomy, *, is_strange: bool) -> CellNames:
     """What each box is called: by the classifier where the detector knows it for a white cell and no more."""
-    names = CellNames.of_types(np.array([taxonomy.resolve(name) for name in cells.classes], object))
+    own = {name: taxonomy.resolve(name) for name in set(cells.classes)}  # tens of thousands of cells, few classes
+    names = CellNames.of_types(np.array([own[name] for name in cells.classes], object))
     white = np.flatnonzero(np.array([name == GENERIC for name in cells.classes], bool))
     if kinds is not None and len(white):
         threshold = kinds.threshold_of(is_strange=is_strange)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from wbc.sought import Sought
 from wbc.storage.corrections import Correction
-from wbc.storage.tables import SCHEMAS, FieldSeconds, arrow_text, sides, words
+from wbc.storage.tables import SCHEMAS, FieldSeconds, arrow_text, sides, texts, words
 from wbc.types import Precision, ScaleFrom
 
 FieldStatus = Literal["counted", "failed", "duplicate", "not_counted"]
@@ -159,7 +159,7 @@ def detections_table(slide_id: str, detections: SlideDetections, origin: Origin)
     names = list(kinds.names) if kinds else []
     columns = [
         pa.array([slide_id] * n, pa.string()),
-        pa.array([arrow_text(name) for name in detections.fields], pa.string()),
+        texts(detections.fields),
         np.arange(n, dtype=np.int32),
         *sides(detections.boxes),
         words(detections.classes),
@@ -175,10 +175,10 @@ def detections_table(slide_id: str, detections: SlideDetections, origin: Origin)
 
 def fields_table(slide_id: str, rows: Iterable[FieldRow]) -> pa.Table:
     """The `fields` of a slide."""
-    texts = ("field", "reason", "duplicate_of")
+    of_text = ("field", "reason", "duplicate_of")
     records = [asdict(row) for row in rows]
     for record in records:
-        record |= {name: None if record[name] is None else arrow_text(record[name]) for name in texts}
+        record |= {name: None if record[name] is None else arrow_text(record[name]) for name in of_text}
     return pa.Table.from_pylist([{"slide_id": slide_id} | record for record in records], SCHEMAS["fields"])
 
 

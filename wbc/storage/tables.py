@@ -217,7 +217,7 @@ def cells_table(
         )
     columns = [
         pa.array([slide_id] * n, pa.string()),
-        pa.array([arrow_text(name) for name in field_names], pa.string()),
+        texts(field_names),
         np.arange(n, dtype=np.int32),
         *sides(boxes),
         words(names.types),
@@ -235,6 +235,12 @@ def cells_table(
 def sides(boxes: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     """The columns x0, y0, x1, y1 of boxes (N, 4)."""
     return [np.ascontiguousarray(boxes[:, side]) for side in range(4)]
+
+
+def texts(values: Sequence[str]) -> pa.Array:
+    """A column of texts that Arrow takes, many of them alike: a slide's cells lie in few fields."""
+    safe = {value: arrow_text(value) for value in set(values)}
+    return pa.array([safe[value] for value in values], pa.string())
 
 
 def words(values: Iterable[str | None]) -> pa.Array:

@@ -66,7 +66,7 @@ DESCRIPTION = {
     "parents": st.lists(st.builds(ModelRef, text, text)).map(tuple),
     "taught": st.none() | st.builds(Teaching, text, text, sides, st.dictionaries(text, sides), st.just("fitted")),
 }
-WORK = {"chunk_fields": sides, "chunk_px": sides, "batch_px": sides}
+WORK = {"least_fields": sides, "chunk_fields": sides, "chunk_px": sides, "batch_px": sides}
 HOW = {
     "out": text.map(UPath),
     "device": st.sampled_from(["cpu", "cuda", "cuda:1"]),
@@ -206,3 +206,12 @@ def test_scores_and_taxonomies_are_counted_from_the_same_detections() -> None:
 @pytest.mark.parametrize(("field_px", "fields"), [(640 * 480, 8), (2560 * 1920, 2), (20_000 * 20_000, 1), (0, 8)])
 def test_large_fields_come_in_short_chunks(field_px: int, fields: int) -> None:
     assert WorkSettings().fields_at_once(field_px) == fields
+
+
+def test_calls_grow_where_a_thread_has_many_to_come_and_no_further() -> None:
+    few, many, very_many = (WorkSettings().for_run(n, 2) for n in (60, 1_000, 1_000_000))
+    assert few == WorkSettings()
+    assert many.fields_at_once(2560 * 1920) == 25
+    assert very_many.fields_at_once(2560 * 1920) == very_many.chunk_fields == 25
+    assert WorkSettings().for_run(1_000, 10).fields_at_once(2560 * 1920) == 5
+    assert WorkSettings().for_run(1_000, 10).chunk_fields == WorkSettings().chunk_fields
