@@ -59,8 +59,9 @@ def write_document(document: Path, runs: Path, detectors: Path, data: Path | Non
     text = document.read_text()
     for name, rows in tables.items():
         text = filled(text, name, markdown(rows) if rows else "Nothing measured yet.")
-    document.write_text(text)
-    _draw(document.parent / "pictures/papers", measured, runs, detectors, data)
+    pictures = document.parent / "pictures/papers"
+    _draw(pictures, measured, runs, detectors, data)
+    document.write_text(filled(text, "pictures", shown(pictures)))
 
 
 def filled(text: str, name: str, content: str) -> str:
@@ -69,6 +70,19 @@ def filled(text: str, name: str, content: str) -> str:
     if not marks.search(text):
         raise ValueError(f"the document has no marks for the table {name!r}")
     return marks.sub(lambda found: f"{found[1]}\n{content}\n\n{found[2]}", text)
+
+
+def shown(pictures: Path) -> str:
+    """The pictures that are there, each under what it shows."""
+    captions = {
+        "losses.png": "Losses of the ablations, first seed",
+        "detector-losses.png": "Losses of the detectors, first seed (Wang's Figure 7)",
+        "detectors.jpg": "Boxes of the detectors in the middle of a test field (Wang's Figure 8)",
+        "hues.jpg": "Cells before and after the hue adjustment (ASAE-Net's Figure 5)",
+    }
+    captions |= {f"{v.name}.png": f"Confusion, percent of each true kind: {v.label}, first seed" for v in VARIANTS}
+    there = [name for name in captions if (pictures / name).exists()]
+    return "\n\n".join(f"{captions[name]}:\n\n![{captions[name]}](pictures/papers/{name})" for name in there)
 
 
 def table(name: str, measured: Mapping[str, Sequence[Measured]], runs: Path) -> list[Row]:
@@ -159,7 +173,7 @@ def _draw(
     trained = {c.stem: _curves_of(detectors, c.stem) for c in paper_detectors.configs(["wang2021"])}
     draw_losses(trained, folder / "detector-losses.png")
     if data is not None:
-        draw_hues(data, folder / "hues.png")
+        draw_hues(data, folder / "hues.jpg")
         draw_detectors(data, detectors, folder / "detectors.jpg")
 
 

@@ -83,7 +83,7 @@ def draw_hues(data: Path, path: Path) -> None:
     shown = crops[:: max(1, len(crops) // CELLS)][:CELLS]
     rows = [np.concatenate(list(row), 1) for row in (shown, adjust_hue(shown, HUE))]
     sheet = Image.fromarray(np.concatenate(rows))
-    sheet.resize((sheet.width // 2, sheet.height // 2)).save(path)
+    sheet.resize((sheet.width // 2, sheet.height // 2)).save(path, quality=80, optimize=True)
 
 
 def draw_detectors(data: Path, folder: Path, path: Path) -> None:

@@ -118,6 +118,7 @@ def main() -> None:
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     command.add_argument("--only", nargs="+", default=[], help="variants of these names, or of these tables")
     command.add_argument("--document", type=Path, default=DOCUMENT)
+    command.add_argument("--as-is", action="store_true", help="train nothing: write and draw what is there")
     command.add_argument("--device", default="auto")
     command.add_argument("--cost", help="print one variant's costs as JSON, measured in this process")
     asked = command.parse_args()
@@ -125,7 +126,7 @@ def main() -> None:
         print(json.dumps(measure_costs(chosen_of([asked.cost])[0])))
         return
     chosen = chosen_of(asked.only)
-    if asked.data:
+    if asked.data and not asked.as_is:
         asked.runs.mkdir(parents=True, exist_ok=True)
         trials = Trials(asked.runs, asked.data, asked.seeds, registry.resolve_device(asked.device))
         for variant, seed in trials.missing(chosen):
