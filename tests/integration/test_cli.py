@@ -126,7 +126,7 @@ def test_a_slide_that_failed_as_a_whole_is_named(
     assert told[1]["n_cells"] == 5
 
 
-SPECIAL = {"taxonomy": "wang2021", "device": "cuda:1", "annotate": "all", "cells": "white"}
+SPECIAL = {"taxonomy": "wang2021", "device": "cuda:1", "annotate": "all", "cells": "white", "engine": "torch"}
 SOME = {str: "some", float: 0.4, int: 3, bool: True}
 
 

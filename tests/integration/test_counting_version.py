@@ -21,6 +21,7 @@ from wbc.counting.job import COUNTING_VERSION
 from wbc.counting.slide import Job, count_slide
 from wbc.models import registry
 from wbc.models.bfloat16 import InBfloat16
+from wbc.models.engines import ready_detector
 from wbc.storage.counts import read_slide_row
 from wbc.storage.slides import discover
 from wbc.synth.smear import render_slides
@@ -37,7 +38,7 @@ def counted(folder: Path) -> tuple[dict[str, dict[str, list[list[int]]]], set[st
     render_slides(folder / "slides", 2, 3, 1)
     detector, _ = registry.resolve("bundled:detector", "detector")
     classifier, _ = registry.resolve("bundled:classifier", "classifier")
-    job = Job(UPath(folder / "out"), detector, classifier, load_taxonomy("blood"), device="cpu")
+    job = Job(UPath(folder / "out"), detector, classifier, load_taxonomy("blood"), device="cpu", engine="torch")
     precisions = set()
     with ThreadPoolExecutor(1) as executor:
         for slide in discover(UPath(folder / "slides")):
@@ -56,10 +57,12 @@ def counted(folder: Path) -> tuple[dict[str, dict[str, list[list[int]]]], set[st
 def in_format(precision: Precision) -> Iterator[None]:
     """Within, models run in this number format, whatever this processor is the faster with."""
     before, InBfloat16.half_precision = InBfloat16.half_precision, precision == "bfloat16"
+    ready_detector.cache_clear()  # it is made ready for one format
     try:
         yield
     finally:
         InBfloat16.half_precision = before
+        ready_detector.cache_clear()
 
 
 def n_same(a: list[list[int]], b: list[list[int]]) -> int:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from upath import UPath
 
+from wbc.engine import Engine
 from wbc.sought import Sought
 from wbc.storage.detections import Kinds, SlideDetections
 from wbc.storage.stamps import FieldStamp
@@ -103,13 +104,14 @@ class DetectedChunk:
     """What the models said of some fields, the classifier by its `kinds` (None where there is none).
 
     `failures` are pairs of a field's index and why it could not be counted; `precisions` the number formats that the
-    models ran in; `seconds` the time that each field took.
+    models ran in, `engines` what ran the detector; `seconds` the time that each field took.
     """
 
     detections: SlideDetections
     kinds: Kinds | None = None
     failures: tuple[tuple[int, str], ...] = ()
     precisions: frozenset[Precision] = frozenset()
+    engines: frozenset[Engine] = frozenset()
     seconds: tuple[ModelSeconds, ...] = ()
 
     @staticmethod
@@ -125,6 +127,7 @@ class DetectedChunk:
             next((c.kinds for c in parts if c.kinds is not None), None),
             tuple(failure for c in parts for failure in c.failures),
             frozenset[Precision]().union(*(c.precisions for c in parts)),
+            frozenset[Engine]().union(*(c.engines for c in parts)),
             tuple(seconds for c in parts for seconds in c.seconds),
         )
 
@@ -158,6 +161,12 @@ class DetectedSlide:
         """The number format that the models ran in; `mixed` where workers differ, None where no model ran."""
         formats = self.chunk.precisions
         return "mixed" if len(formats) > 1 else next(iter(formats), None)
+
+    @property
+    def engine(self) -> Engine | None:
+        """What ran the detector; `mixed` where workers differ, None where it did not run."""
+        engines = self.chunk.engines
+        return "mixed" if len(engines) > 1 else next(iter(engines), None)
 
     @property
     def fields(self) -> tuple[IngestedField, ...]:

@@ -11,18 +11,20 @@ from uuid import uuid4
 from upath import UPath
 
 from wbc.cells.tiles import BATCH_PX, TileSettings
+from wbc.engine import Engine, EngineChoice
 from wbc.models.registry import ModelRef
 from wbc.storage.layout import Layout
 from wbc.taxonomy import Taxonomy
 from wbc.types import Precision, Slide
 
 # Raised by hand with every change of the program that can change a cell; a test over rendered slides asks for it.
-COUNTING_VERSION = 4
+COUNTING_VERSION = 5
 # Every box that the detector gives from this score on is named and kept, whatever score a count asks for.
 LOWEST_SCORE = 0.05
 # Calls grow, up to so many fields, where a thread has so many to come: the last then ends little after the others.
 CALLS_A_THREAD, MOST_FIELDS = 20, 25
 PRECISIONS: tuple[Precision | None, ...] = (None, *get_args(Precision))
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,8 @@ def new_run_id() -> str:
 class Job:
     """One count: where it goes, with what models, how.
 
-    `device` is auto, cpu, cuda or cuda:i, resolved on the worker. `run_id` tells the pixels of one run from another's.
+    `device` is auto, cpu, cuda or cuda:i, resolved on the worker, and so is `engine`. `run_id` tells the pixels of one
+    run from another's.
     """
 
     out: UPath
@@ -89,6 +92,7 @@ class Job:
     settings: CountSettings = field(default_factory=CountSettings)
     work: WorkSettings = field(default_factory=WorkSettings)
     device: str = "auto"
+    engine: EngineChoice = "auto"
     force: bool = False
     verify: bool = False
     keep_pixels: bool = False
@@ -99,13 +103,16 @@ class Job:
         return Layout(self.out).pixels_group(slide_id, None if self.keep_pixels else self.run_id)
 
 
-def detections_id(slide: Slide, digests: Mapping[str, str], job: Job, precision: Precision | None) -> str:
+def detections_id(
+    slide: Slide, digests: Mapping[str, str], job: Job, precision: Precision | None, engine: Engine = "torch"
+) -> str:
     """32 hexadecimal digits of all that can change what the models say of a slide: equal ids, equal detections.
 
     `digests` are of the slide's fields by file name, `precision` the number format that its models ran in (None where
-    none ran). Beside them: the scale given, models, tiles, the lowest score that is kept, and the counting version.
+    none ran), `engine` what ran the detector. Beside them: the scale given, models, tiles, the lowest score that is
+    kept, and the counting version.
     """
-    return _salted(_inputs(slide, digests, job), precision)
+    return _salted(_inputs(slide, digests, job), precision, engine)
 
 
 def count_id(made_from: str, taxonomy: Taxonomy, min_score: float, corrections: str | None = None) -> str:
@@ -121,7 +128,7 @@ def count_id(made_from: str, taxonomy: Taxonomy, min_score: float, corrections: 
 def is_count_of(
     own_id: str | None, slide: Slide, digests: Mapping[str, str], job: Job, corrections: str | None = None
 ) -> bool:
-    """Whether a `count_id` stands for these inputs, in whatever number format they were counted."""
+    """Whether a `count_id` stands for these inputs, in whatever number format and by whatever engine."""
     ids = _possible_ids(slide, digests, job)
     return own_id in {count_id(made_from, job.taxonomy, job.settings.min_score, corrections) for made_from in ids}
 
@@ -138,9 +145,9 @@ def taxonomy_digest(taxonomy: Taxonomy) -> str:
 
 
 def _possible_ids(slide: Slide, digests: Mapping[str, str], job: Job) -> set[str]:
-    """The `detections_id` in each number format."""
+    """The `detections_id` in each number format, by each engine."""
     inputs = _inputs(slide, digests, job)
-    return {_salted(inputs, precision) for precision in PRECISIONS}
+    return {_salted(inputs, precision, engine) for precision in PRECISIONS for engine in ENGINES}
 
 
 def _inputs(slide: Slide, digests: Mapping[str, str], job: Job) -> str:
@@ -159,8 +166,8 @@ def _inputs(slide: Slide, digests: Mapping[str, str], job: Job) -> str:
     )
 
 
-def _salted(inputs: str, precision: Precision | None) -> str:
-    return _digest([inputs, precision])[:32]
+def _salted(inputs: str, precision: Precision | None, engine: Engine) -> str:
+    return _digest([inputs, precision, engine])[:32]
 
 
 def _rules(taxonomy: Taxonomy) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from wbc.types import Precision, Slide
 def commit_count(detected: DetectedSlide, job: Job) -> SlideRow:
     """Commit what the models said of a slide and what follows from it, and keep the stamps of its fields."""
     slide, began = detected.ingested.slide, time.monotonic()
-    made_from = detections_id(slide, digests(detected.fields), job, detected.precision)
-    origin = _origin(job, made_from, detected.precision, detected.chunk.kinds)
+    made_from = detections_id(slide, digests(detected.fields), job, detected.precision, detected.engine or "torch")
+    origin = replace(_origin(job, made_from, detected.precision, detected.chunk.kinds), engine=detected.engine)
     said = read_corrections(job.out, slide.slide_id)
     evidence = Evidence(slide.slide_id, _field_rows(detected), detected.chunk.detections, origin, said)
     result = tally(evidence, rules_of(job, origin.kinds), occasion_of(slide.source, job.run_id))

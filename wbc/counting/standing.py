@@ -17,6 +17,7 @@ from wbc.counting.job import CountSettings, Job, is_count_of
 from wbc.counting.parameters import CountParameters
 from wbc.models import registry
 from wbc.models.cards import Task
+from wbc.models.engines import check_engine
 from wbc.models.registry import ModelRef
 from wbc.sought import Sought, left_out
 from wbc.storage.corrections import applicable, corrections_digest, read_corrections
@@ -133,6 +134,8 @@ def unchanged(slide: Slide, out: UPath, seconds: float = 0.0) -> SlideOutcome:
 def _job(parameters: CountParameters) -> Job:
     """A count with its models pinned to the weights that they mean now."""
     taxonomy, classifier = load_taxonomy(parameters.taxonomy), parameters.classifier
+    if parameters.scheduler is None and parameters.settings is None:  # other machines' workers look for themselves
+        check_engine(parameters.engine)
     return Job(
         UPath(parameters.out),
         _model(parameters.detector, "detector", taxonomy, parameters.cells),
@@ -143,6 +146,7 @@ def _job(parameters: CountParameters) -> Job:
         verify=parameters.verify,
         keep_pixels=parameters.keep_pixels,
         device=parameters.device,
+        engine=parameters.engine,
     )
 
 

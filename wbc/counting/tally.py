@@ -168,6 +168,7 @@ def _row(evidence: Evidence, rules: Rules, result: Differential, occasion: Occas
         run_id=occasion.run_id,
         cells=origin.cells,
         corrections_digest=said,
+        engine=origin.engine,
     )
 
 

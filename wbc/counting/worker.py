@@ -17,6 +17,7 @@ from upath import UPath
 
 from wbc.counting.handover import DetectedChunk, IngestedField, ModelSeconds, ReadyField
 from wbc.counting.job import Job
+from wbc.models.engines import ready_detector
 from wbc.models.registry import LoadedModel, load, resolve_device
 from wbc.storage.detections import Kinds, SlideDetections
 from wbc.storage.images import camera_of, decode_field, digest, field_content, um_per_px_of
@@ -93,14 +94,14 @@ def look_for_scale(fields: Sequence[ReadyField], job: Job) -> float | None:
     from wbc.cells.scale import estimate_um_per_px
 
     batch = _read(fields, job)
-    return estimate_um_per_px(batch.pixels, load(job.detector, resolve_device(job.device)))
+    return estimate_um_per_px(batch.pixels, _detector(job))
 
 
 def first_look_misses(field: ReadyField, job: Job) -> bool:
     """On a worker: whether windows show fewer white cells of a field than a whole look. False where it is lost."""
     from wbc.cells.audit import missed
 
-    detector, batch = load(job.detector, resolve_device(job.device)), _read([field], job)
+    detector, batch = _detector(job), _read([field], job)
     scale = field.um_per_px or detector.card.um_per_px
     settings = job.settings
     return any(len(missed(pixels, detector, scale, settings.min_score, settings.tiles)) for pixels in batch.pixels)
@@ -134,13 +135,17 @@ def _detect(batch: Batch, models: Models, job: Job) -> DetectedChunk:
     shares = (detected - began) / n, (classified - detected) / n
     chunk = DetectedChunk.concatenate([*named, DetectedChunk.failed(batch.failures)])
     seconds = tuple(ModelSeconds(field.key.field, *shares) for field in batch.fields)
-    return replace(chunk, precisions=frozenset([models.precision]), seconds=seconds)
+    precisions = frozenset([models.precision])
+    return replace(chunk, precisions=precisions, engines=frozenset([models.detector.engine]), seconds=seconds)
 
 
 def _models(job: Job) -> Models:
-    device = resolve_device(job.device)
-    classifier = load(job.classifier, device) if job.classifier else None
-    return Models(load(job.detector, device), classifier)
+    classifier = load(job.classifier, resolve_device(job.device)) if job.classifier else None
+    return Models(_detector(job), classifier)
+
+
+def _detector(job: Job) -> LoadedModel:
+    return ready_detector(job.detector, resolve_device(job.device), job.engine)
 
 
 def _passes(fields: Sequence[ReadyField], models: Models, job: Job) -> list[tuple[ReadyField, ...]]:

@@ -7,12 +7,14 @@ from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import clip_boxes_to_image
 
 from wbc.models.bfloat16 import InBfloat16
+from wbc.models.proposals import ProposalLimits, sure_proposals
 from wbc.models.pyramid import PyramidBackbone
 from wbc.models.roi_align import PyramidRoIAlign
 
@@ -108,6 +110,23 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
             score_thresh=settings.lowest_objectness,
         )
         self.box_similarity = overlap
+
+    def forward(
+        self, images: ImageList, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Pictures and their maps by level -> the proposals (P,4) of each; losses in training."""
+        if self.training:
+            proposals: tuple[list[Tensor], dict[str, Tensor]] = super().forward(images, features, targets)
+            return proposals
+        maps = list(features.values())
+        return self.propose(images, maps, self.head(maps)), {}
+
+    def propose(
+        self, images: ImageList, maps: list[Tensor], outputs: tuple[list[Tensor], list[Tensor]]
+    ) -> list[Tensor]:
+        """The proposals (P,4) of each picture from what the head says of its maps."""
+        limits = ProposalLimits(self.score_thresh, self.post_nms_top_n(), self.nms_thresh, self.min_size)
+        return sure_proposals(outputs, self.anchor_generator(images, maps), images.image_sizes, self.box_coder, limits)
 
 
 class RefiningHeads(RoIHeads):  # type: ignore[misc]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from upath import UPath
 
+from wbc.engine import Engine
 from wbc.models.cards import ModelCard, ModelError, ModelRef, Task
 from wbc.storage.atomic import staged
 
@@ -48,12 +49,16 @@ REGISTERED = "models:/"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel:
-    """A module in eval mode on its device, with its card; `beside` are arrays stored with its weights, by name."""
+    """A module in eval mode on its device, with its card; `beside` are arrays stored with its weights, by name.
+
+    `engine` is what runs it, or most of it.
+    """
 
     module: "nn.Module"
     card: ModelCard
     device: "torch.device"
     beside: Mapping[str, "NDArray[Any]"] = field(default_factory=dict)
+    engine: Engine = "torch"
 
 
 def bundled_models() -> list[str]:

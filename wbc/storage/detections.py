@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from wbc.engine import Engine
 from wbc.sought import Sought
 from wbc.storage.corrections import Correction
 from wbc.storage.tables import SCHEMAS, FieldSeconds, arrow_text, sides, texts, words
@@ -47,7 +48,7 @@ class Origin:
     """What made a slide's detections. Where no model could be asked, `detections_id` is None.
 
     `lowest_score` is the detector's score from which all boxes are there; `kinds` is None where no classifier ran;
-    `cells` are those that were looked for.
+    `cells` are those that were looked for; `engine` is what ran the detector, None where that was not written down.
     """
 
     detections_id: str | None
@@ -58,6 +59,7 @@ class Origin:
     precision: Precision | None = None
     kinds: Kinds | None = None
     cells: Sought = "all"
+    engine: Engine | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

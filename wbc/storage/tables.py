@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from wbc.engine import Engine
 from wbc.sought import Sought
 from wbc.storage.layout import TableName
 from wbc.storage.names import encodable
@@ -116,6 +117,7 @@ _SLIDES = [
     ("cells", pa.string()),
     ("n_corrected", pa.int64()),
     ("corrections_digest", pa.string()),
+    ("engine", pa.string()),
 ]
 SCHEMAS: dict[TableName, pa.Schema] = {
     "cells": pa.schema(_CELLS),
@@ -135,7 +137,8 @@ class SlideRow:
     died, say, has no `count_id`: the next run counts it. `source` is the address of the slide's folder.
     `unfamiliarity` is how far its cells look from those that the classifier has learnt from: known laboratories go up
     to 1. None where nothing tells. `cells` are those that were looked for. `n_corrected` of its cells a person named;
-    `corrections_digest` is of what was said of the slide, None where nothing was.
+    `corrections_digest` is of what was said of the slide, None where nothing was. `engine` is
+    what ran the detector, None in rows from before there was a choice.
 
     Raises ValueError for another `count_id` (it names a folder) and for a `counted_at` without a time zone.
     """
@@ -177,6 +180,7 @@ class SlideRow:
     cells: Sought = "all"
     n_corrected: int = 0
     corrections_digest: str | None = None
+    engine: Engine | None = None
 
     def __post_init__(self) -> None:
         if self.count_id is not None and not self.count_id.isalnum():

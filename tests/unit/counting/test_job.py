@@ -70,6 +70,7 @@ WORK = {"least_fields": sides, "chunk_fields": sides, "chunk_px": sides, "batch_
 HOW = {
     "out": text.map(UPath),
     "device": st.sampled_from(["cpu", "cuda", "cuda:1"]),
+    "engine": st.sampled_from(["auto", "torch", "openvino"]),
     "force": st.booleans(),
     "verify": st.booleans(),
     "keep_pixels": st.booleans(),
@@ -118,6 +119,15 @@ def one_of(entries: Mapping[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[d
 def two_of(entries: Mapping[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[tuple[dict[str, Any], dict[str, Any]]]:
     pairs = st.sampled_from(sorted(entries)).flatmap(lambda name: st.tuples(*[one_of({name: entries[name]})] * 2))
     return pairs.filter(lambda pair: pair[0] != pair[1])
+
+
+def test_what_ran_the_detector_is_part_of_the_id_and_a_count_by_any_stands() -> None:
+    slide, model = Slide("s", ()), ModelRef("m", CARD_NOW.digest)
+    job = Job(UPath("out"), model, None, BLOOD)
+    made = [detections_id(slide, {}, job, "bfloat16", engine) for engine in ("torch", "openvino", "mixed")]
+    ids = {count_id(made_from, BLOOD, job.settings.min_score) for made_from in made}
+    assert len(ids) == 3
+    assert all(is_count_of(own, slide, {}, replace(job, engine="torch")) for own in ids)
 
 
 @settings(deadline=None)

@@ -77,6 +77,7 @@ def test_columns_and_types_are_the_contract(local_out: UPath) -> None:
         *("run_id: string", "fields_digest: string", "detections_digest: string"),
         "unfamiliarity: double",
         *("cells: string", "n_corrected: int64", "corrections_digest: string"),
+        "engine: string",
     ]
     assert pq.ParquetFile(Layout(local_out).table("cells", "s1")).metadata.row_group(0).column(0).compression == "ZSTD"
 

@@ -1,0 +1,86 @@
+"""The detector by OpenVINO, which the extra `fast` brings, beside torch; without it, what is said."""
+
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.ops import box_iou
+
+from wbc.models import engines, registry
+from wbc.models.cards import ModelError, ModelRef
+from wbc.models.engines import ready_detector
+
+needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="the extra `fast` is not installed")
+
+
+@pytest.fixture
+def detector() -> Iterator[ModelRef]:
+    yield registry.resolve("bundled:detector", "detector")[0]
+    engines.ready_detector.cache_clear()
+
+
+def test_without_the_extra_the_error_names_it(
+    detector: ModelRef, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(engines, "is_installed", lambda: False)
+    with pytest.raises(ModelError, match=r"pip install 'wbc\[fast\]'"):
+        ready_detector(detector, "cpu", "openvino", tmp_path)
+    assert ready_detector(detector, "cpu", "auto", tmp_path).engine == "torch"
+
+
+def test_it_runs_on_processors_alone(detector: ModelRef, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "is_installed", lambda: True)
+    loaded = registry.load(detector, "cpu")
+    monkeypatch.setattr(registry, "load", lambda *_: loaded)
+    with pytest.raises(ModelError, match="runs on cpu, not on cuda:1"):
+        ready_detector(detector, "cuda:1", "openvino")
+    assert ready_detector(detector, "cuda:1", "auto").engine == "torch"
+
+
+@needs_openvino
+def test_both_find_the_same_cells_in_tiles_of_any_size(detector: ModelRef, tmp_path: Path) -> None:
+    from wbc.synth.smear import SmearSettings, draw_stain, render_field
+
+    by_torch, by_openvino = (ready_detector(detector, "cpu", e, tmp_path) for e in ("torch", "openvino"))
+    assert (by_torch.engine, by_openvino.engine) == ("torch", "openvino")
+    rng = np.random.default_rng(3)
+    field = render_field(SmearSettings(height_px=420, width_px=560, um_per_px=0.2), rng, draw_stain(rng))[0]
+    pixels = torch.from_numpy(field.copy()).permute(2, 0, 1).float() / 255
+    with torch.inference_mode():
+        for tile in (pixels, pixels[:, :353, :411], pixels[:, 9:201, 31:260]):
+            mine, other = (m.module([tile])[0] for m in (by_openvino, by_torch))
+            sure = other["scores"] >= 0.8
+            assert sure.sum() >= 3
+            assert (box_iou(other["boxes"][sure], mine["boxes"]).max(1).values > 0.9).all()
+            assert abs(int((mine["scores"] >= 0.8).sum()) - int(sure.sum())) <= 1
+    assert sys.modules["openvino_telemetry"] is None  # its maker is told of nothing
+
+
+@needs_openvino
+def test_it_is_converted_once_and_again_where_its_file_is_damaged(
+    detector: ModelRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wbc.models import openvino_network as room
+
+    converted: list[Path] = []
+    module, convert = registry.load(detector, "cpu").module, room._convert
+
+    def counted(*arguments: object) -> None:
+        converted.append(tmp_path)
+        convert(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(room, "_convert", counted)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: room._kept(module, detector.digest, tmp_path), range(2))
+    assert first == second
+    assert len(converted) == 1
+    damaged = first.with_suffix(".bin")
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    assert room._kept(module, detector.digest, tmp_path) == first
+    assert len(converted) == 2
+    room._compiled(first)

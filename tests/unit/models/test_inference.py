@@ -1,0 +1,76 @@
+"""A detector made ready for inference finds what it found before."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models.detection.rpn import RegionProposalNetwork
+
+from wbc.models import faster_rcnn
+from wbc.models.bfloat16 import InBfloat16
+from wbc.models.faster_rcnn import FasterRCNN, FasterRCNNSettings
+from wbc.models.inference import for_inference
+
+CPU = torch.device("cpu")
+SETTINGS = FasterRCNNSettings(pyramid_channels=16, head_width=32, lowest_objectness=0.5, most_proposals=400)
+
+
+@pytest.fixture(scope="module")
+def detector() -> FasterRCNN:
+    """An untrained detector in float32 whose batch norms and proposals are not all alike."""
+    torch.manual_seed(1)
+    module = faster_rcnn.build(3, (0.5,) * 3, (0.2,) * 3, SETTINGS)
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_(0, 0.1)
+            part.running_var.uniform_(0.5, 1.5)
+            part.weight.data.uniform_(0.5, 1.5)
+            part.bias.data.normal_(0, 0.1)
+        if isinstance(part, InBfloat16):
+            part.half_precision = False
+    nn.init.normal_(module.rpn.head.cls_logits.weight, std=0.5)
+    nn.init.normal_(module.rpn.head.bbox_pred.weight, std=0.05)
+    return module.eval().requires_grad_(False)
+
+
+def pictures() -> list[torch.Tensor]:
+    torch.manual_seed(2)
+    return [torch.rand(3, 160, 192), torch.rand(3, 160, 192)]
+
+
+@torch.inference_mode()
+def test_ready_it_finds_the_same(detector: FasterRCNN) -> None:
+    ready = for_inference(detector, CPU)
+    detector(pictures())  # RoIAlign begins with torchvision's kernel
+    ready(pictures())
+    for before, after in zip(detector(pictures()), ready(pictures()), strict=True):
+        assert len(before["boxes"]) > 20
+        torch.testing.assert_close(after["boxes"], before["boxes"], atol=1e-2, rtol=1e-3)
+        torch.testing.assert_close(after["scores"], before["scores"], atol=1e-4, rtol=1e-3)
+
+
+def test_the_original_keeps_its_weights_and_can_be_trained(detector: FasterRCNN) -> None:
+    before = copy.deepcopy(detector.state_dict())
+    ready = for_inference(detector, CPU)
+    assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in ready.modules())
+
+
+def test_another_module_is_left_alone() -> None:
+    module = nn.Linear(2, 2)
+    assert for_inference(module, CPU) is module
+
+
+@pytest.mark.parametrize("lowest", [0.0, 0.5, 0.8, 1.1])
+@torch.inference_mode()
+def test_proposals_are_those_of_torchvision(detector: FasterRCNN, lowest: float) -> None:
+    network = copy.deepcopy(detector.rpn)
+    network.score_thresh = lowest
+    images, _ = detector.transform(pictures())
+    maps = detector.backbone(images.tensors)
+    theirs, _ = RegionProposalNetwork.forward(network, images, dict(maps))
+    ours, _ = network(images, maps)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.shape == other.shape
+        torch.testing.assert_close(*(boxes[boxes.sum(1).argsort()] for boxes in (mine, other)))

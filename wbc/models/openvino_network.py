@@ -1,0 +1,155 @@
+"""Backbone, pyramid and proposal head run by OpenVINO; converted once, and kept in the user's cache."""
+
+import copy
+import hashlib
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+from wbc.models.bfloat16 import has_bfloat16
+from wbc.models.cards import ModelError
+from wbc.models.faster_rcnn import FasterRCNN
+from wbc.models.inference import fold_batch_norms
+from wbc.models.pyramid import PyramidBackbone, TwoWayBackbone
+
+FORMAT = 1  # raised where what is converted, or how, changes
+NETWORK, DIGESTS = "network.xml", "digests.json"
+CPU = torch.device("cpu")
+logger = logging.getLogger(__name__)
+
+
+def can_run(module: nn.Module) -> bool:
+    """Whether OpenVINO takes over a part of the module."""
+    return type(module) is FasterRCNN and isinstance(module.backbone, PyramidBackbone | TwoWayBackbone)
+
+
+def use_openvino(ready: Any, original: Any, digest: str, cache: Path) -> None:
+    """Have OpenVINO run backbone, pyramid and proposal head of `ready`, in place; `original` has them as they learnt.
+
+    `digest` is the model's, by which the network is found in `cache`. It runs in bfloat16 where torch would, on as
+    many threads as torch has. Raises ModelError where OpenVINO cannot run such a module, or the cache be written.
+    """
+    if not can_run(original):
+        raise ModelError(f"engine 'openvino' runs no {type(original).__name__}: use --engine torch or auto")
+    compiled = _compiled(_kept(original, digest, cache))
+    ready.backbone = NetworkByOpenVINO(compiled, ready.backbone.out_channels)
+    ready.rpn = ProposalsOfNetwork(ready.rpn)
+
+
+class NetworkByOpenVINO(nn.Module):
+    """In the place of a backbone: gives the maps, and after them what the proposal head says of each."""
+
+    def __init__(self, compiled: Any, out_channels: int) -> None:
+        super().__init__()
+        self.compiled, self.out_channels = compiled, out_channels
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Pixels float32 (B,3,H,W), sides multiples of 32 -> by number maps, logits and deltas, channels last."""
+        request = self.compiled.create_infer_request()  # one a call: several threads may look at once
+        outputs = request.infer([pixels.numpy()], share_inputs=True, share_outputs=True)
+        rows = [torch.from_numpy(outputs[i]) for i in range(len(self.compiled.outputs))]
+        return {str(i): level.permute(0, 3, 1, 2) for i, level in enumerate(rows)}
+
+
+class ProposalsOfNetwork(nn.Module):
+    """In the place of a `ProposalNetwork` whose head has run already."""
+
+    def __init__(self, proposals: nn.Module) -> None:
+        super().__init__()
+        self.proposals = proposals
+
+    def forward(self, images: Any, features: dict[str, Tensor], _: None = None) -> tuple[list[Tensor], dict[str, Any]]:
+        """Pictures and what `NetworkByOpenVINO` gives -> the proposals (P,4) of each."""
+        outputs = list(features.values())
+        n = len(outputs) // 3
+        return self.proposals.propose(images, outputs[:n], (outputs[n : 2 * n], outputs[2 * n :])), {}  # type: ignore[operator]
+
+
+class _Network(nn.Module):
+    """What is converted: float32, from pixels to maps, logits and deltas, all channels last."""
+
+    def __init__(self, module: FasterRCNN) -> None:
+        super().__init__()
+        self.backbone, self.head = copy.deepcopy(module.backbone), copy.deepcopy(module.rpn.head)
+        self.backbone.half_precision = self.head.half_precision = False
+        fold_batch_norms(self.backbone)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        maps = list(self.backbone(pixels).values())
+        logits, deltas = self.head(maps)
+        return tuple(level.permute(0, 2, 3, 1) for level in (*maps, *logits, *deltas))
+
+
+def _openvino() -> Any:
+    """OpenVINO's module, without the package by which it tells its maker that it was imported, and what it converts."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
+def _compiled(network: Path) -> Any:
+    openvino = _openvino()
+    precision = "bf16" if has_bfloat16(CPU) else "f32"
+    # Unpinned, as worker processes that each pin their threads would share the first cores.
+    properties = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,
+    }
+    return openvino.Core().compile_model(network, "CPU", properties)
+
+
+def _kept(module: Any, digest: str, cache: Path) -> Path:
+    """The converted network in `cache`, whole and unchanged since it was written; converted where it is not there.
+
+    Whoever comes second waits for the first. Raises ModelError where the cache cannot be written.
+    """
+    version = _openvino().__version__.split("-")[0]
+    folder = cache / f"{digest[:32]}-{version}-{torch.__version__}-{FORMAT}".replace("+", "-")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f"{folder.name}.lock"):
+            if not _is_whole(folder):
+                _convert(module, folder)
+    except OSError as error:
+        raise ModelError(f"{cache}: the network for OpenVINO cannot be kept there: {error}") from error
+    return folder / NETWORK
+
+
+def _convert(module: Any, folder: Path) -> None:
+    """Write the network, then its digests: what has none, or others, is not read."""
+    logger.info("converting the detector for OpenVINO, once")
+    openvino = _openvino()
+    with warnings.catch_warnings():
+        # OpenVINO reads what torch.jit.trace writes; timm's paddings become constants, right for multiples of 32.
+        warnings.simplefilter("ignore")
+        network = openvino.convert_model(_Network(module).eval(), example_input=torch.zeros(1, 3, 256, 320))
+    network.reshape([-1, 3, -1, -1])
+    folder.mkdir(exist_ok=True)
+    temporary = folder / f".{uuid4().hex[:8]}.xml"
+    openvino.save_model(network, temporary, compress_to_fp16=False)
+    for suffix in (".bin", ".xml"):
+        temporary.with_suffix(suffix).replace((folder / NETWORK).with_suffix(suffix))
+    (folder / DIGESTS).write_text(json.dumps(_digests(folder)))
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / DIGESTS).read_text()) == _digests(folder))
+    except (OSError, ValueError):
+        return False
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = [(folder / NETWORK).with_suffix(suffix) for suffix in (".xml", ".bin")]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
