@@ -151,7 +151,7 @@ def _amended(evidence: Evidence, said: Sequence[Said], change: Change) -> tuple[
 def _why(change: Change, said: Sequence[Said]) -> str:
     """Why a slide was recounted, for the history."""
     if change.corrections is not None:
-        return f"recounted: {change.corrections.by} named {len(said)} cell{"" if len(said) == 1 else "s"}"
+        return f"recounted: {change.corrections.by} named {len(said)} cell{'' if len(said) == 1 else 's'}"
     return "recounted without corrections" if change.forget else RULES_CHANGED
 
 
