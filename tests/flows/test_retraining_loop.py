@@ -53,7 +53,7 @@ def prepared(site: Site, folder: Path) -> None:
     names = '{ rbc = "rbc", lymphocyte = "lymphocyte", monocyte = "monocyte" }'
     block = '[[measure]]\nset = "painted"\nformat = "coco"\nimages = "frozen"\nannotations = "frozen/coco.json"\n'
     (folder / "frozen.toml").write_text(f"{block}names = {names}\num_per_px = 0.2\n")
-    detector, _ = configs(folder, steps=40, start=CHAMPION)
+    detector, _ = configs(folder, steps=100, start=CHAMPION)
     text = detector.read_text()
     text = text[: text.index("[[watch]]")].replace("batch = 1", "batch = 4\nrate = 2e-3")
     detector.write_text(text.replace("checkpoint_every = 2", "checkpoint_every = 20"))

@@ -7,11 +7,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from upath import UPath
 
 from wbc.counting.corrected_cells import amended
-from wbc.counting.corrections_file import CorrectionsFile, Reading, Said, read_corrections_file
 from wbc.counting.handover import SlideOutcome, outcome_of
 from wbc.counting.job import COUNTING_VERSION, Job, are_detections_of, new_run_id, taxonomy_digest
 from wbc.counting.record import occasion_of, rules_of, with_confusions
@@ -26,6 +26,9 @@ from wbc.storage.tables import Seconds, SlideRow
 from wbc.taxonomy import Taxonomy, load_taxonomy, shipped_taxonomies
 from wbc.types import Slide
 
+if TYPE_CHECKING:
+    from wbc.counting.corrections_file import CorrectionsFile, Said
+
 logger = logging.getLogger(__name__)
 RULES_CHANGED = "recounted: by another score or taxonomy, or for what people said of its cells"
 
@@ -39,7 +42,7 @@ class Change:
 
     taxonomy: Taxonomy | None = None
     min_score: float | None = None
-    corrections: CorrectionsFile | None = None
+    corrections: "CorrectionsFile | None" = None
     forget: bool = False
 
     def __post_init__(self) -> None:
@@ -61,9 +64,9 @@ def recount_slides(out: UPath, slide_ids: Sequence[str], change: Change) -> list
         Layout(out).sweep()
         for slide_id in slide_ids if change.corrections else ():
             restore(out, slide_id)
-        reading = _reading(out, slide_ids, change)
+        said = _said(out, slide_ids, change)
         for slide_id in slide_ids:
-            outcomes.append(_recount(out, slide_id, change, reading.said.get(slide_id, ()), run_id))
+            outcomes.append(_recount(out, slide_id, change, said.get(slide_id, ()), run_id))
             hold.check()
     return outcomes
 
@@ -99,10 +102,13 @@ def recount_fitting(slide: Slide, digests: Mapping[str, str], job: Job) -> Slide
     return _commit(job.out, row, result, began, RULES_CHANGED)
 
 
-def _reading(out: UPath, slide_ids: Sequence[str], change: Change) -> Reading:
+def _said(out: UPath, slide_ids: Sequence[str], change: Change) -> "Mapping[str, tuple[Said, ...]]":
     """What the change's file of corrections says of the slides."""
     if change.corrections is None:
-        return Reading({})
+        return {}
+    # Formats of annotations take seconds to import: who counts needs none.
+    from wbc.counting.corrections_file import read_corrections_file
+
     taxonomies = [change.taxonomy or _taxonomy_of(read_slide_row(out, slide_id)) for slide_id in slide_ids]
     if any(taxonomy != taxonomies[0] for taxonomy in taxonomies):
         raise ValueError(f"{change.corrections.path}: the slides are counted by several taxonomies: name slides of one")
@@ -110,10 +116,10 @@ def _reading(out: UPath, slide_ids: Sequence[str], change: Change) -> Reading:
     if reading.n_unmentioned:
         words = "%s: %d cells of its fields have no mark there, and stay: name what is no cell not_a_white_cell"
         logger.warning(words, change.corrections.path, reading.n_unmentioned)
-    return reading
+    return reading.said
 
 
-def _recount(out: UPath, slide_id: str, change: Change, said: Sequence[Said], run_id: str) -> SlideOutcome:
+def _recount(out: UPath, slide_id: str, change: Change, said: "Sequence[Said]", run_id: str) -> SlideOutcome:
     began = time.monotonic()
     try:
         row = read_slide_row(out, slide_id)
@@ -134,7 +140,7 @@ def _recount(out: UPath, slide_id: str, change: Change, said: Sequence[Said], ru
     return _commit(out, row, result, began, _why(change, said))
 
 
-def _amended(evidence: Evidence, said: Sequence[Said], change: Change) -> tuple[Correction, ...]:
+def _amended(evidence: Evidence, said: "Sequence[Said]", change: Change) -> tuple[Correction, ...]:
     """A slide's corrections with what is said now. Raises ValueError for a field that is no known picture."""
     if change.corrections is None:
         return evidence.corrections
@@ -148,7 +154,7 @@ def _amended(evidence: Evidence, said: Sequence[Said], change: Change) -> tuple[
     return amended(evidence.corrections, told)
 
 
-def _why(change: Change, said: Sequence[Said]) -> str:
+def _why(change: Change, said: "Sequence[Said]") -> str:
     """Why a slide was recounted, for the history."""
     if change.corrections is not None:
         return f"recounted: {change.corrections.by} named {len(said)} cell{'' if len(said) == 1 else 's'}"
