@@ -1,19 +1,27 @@
-"""The production set as compose.yaml has it: its files checked, its services up, and closed to strangers."""
+"""The production set as compose.yaml has it: its files checked, its services up, failures on the way of a count."""
 
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from containers import DOCKER, Containers, why_not
+from jobs import counted_on_threads
+from painted import make_slide
+from upath import UPath
+
+from benchmarks.counted import read_tables
 
 pytestmark = [pytest.mark.dask, pytest.mark.timeout(1800)]
 
 PROGRAMS = Path(sys.executable).parent
-UP_SECONDS = 900
+UP_SECONDS, SECONDS, N_SLIDES = 900, 600, 60
+WITH_SECRETS = "/opt/wbc/docker/with-secrets"
 UNSAFE = (
     "import urllib.request as r; r.urlopen(r.Request({address!r}, b'{{}}', {{'content-type': 'application/json'}}))"
 )
@@ -118,3 +126,76 @@ def test_nobody_gets_in_without_a_password_or_a_certificate(site: Containers) ->
     assert site.run("deploy", ["python", "-c", stranger], check=False).returncode != 0
     forbidden = site.run("dask-worker", ["touch", "/opt/wbc/new", "/new", "/srv/wbc/slides/new"], check=False)
     assert forbidden.stderr.count("Read-only file system") == 3
+
+
+def wait_for(what: Callable[[], Any], site: Containers) -> Any:
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        if found := what():
+            return found
+        time.sleep(0.2)
+    raise AssertionError(site.logs())
+
+
+def test_a_count_outlives_a_worker_and_a_restart_of_the_database(
+    site: Containers, installed: Path, tmp_path: Path
+) -> None:
+    root = installed.parent
+    for i in range(N_SLIDES):
+        make_slide(UPath(root / "slides" / f"slide-{i:02d}"), 4, cells=2 + i % 18)
+    rows = root / "data" / "counts" / "slides"
+    given = {"detector": "/srv/wbc/trainings/painted", "classifier": None}
+    words = [word for name, value in given.items() for word in ("--param", f"{name}={json.dumps(value)}")]
+    asked = site.run("deploy", ["prefect", "deployment", "run", "count-slides/count-slides", *words])
+    wait_for(lambda: rows.is_dir() and len(list(rows.glob("slide-*.parquet"))) > 1, site)
+    site.stop("postgres-0")
+    site.stop("dask-worker-0", kill=True)
+    assert len(list(rows.glob("slide-*.parquet"))) < N_SLIDES
+    time.sleep(2)
+    site.start("postgres", 0)
+    site.start("dask-worker", 0)
+
+    (run,) = [word for word in asked.stdout.split() if len(word) == 36 and word.count("-") == 4][:1]
+    ended = wait_for(lambda: state_of(run, site) in ("COMPLETED", "FAILED", "CRASHED") and state_of(run, site), site)
+    assert ended == "COMPLETED", site.logs()
+    expected = counted_on_threads(UPath(root / "slides"), UPath(tmp_path / "out"))
+    for name, table in read_tables(UPath(root / "data" / "counts")).items():
+        columns = [column for column in table if column not in ("source", "detector")]  # paths as the services see them
+        pd.testing.assert_frame_equal(table[columns], expected[name][columns])
+
+
+def state_of(run: str, site: Containers) -> str:
+    read = f"""
+import asyncio
+from prefect import get_client
+async def state():
+    async with get_client() as client:
+        print((await client.read_flow_run({run!r})).state.type.value)
+asyncio.run(state())"""
+    return site.run("deploy", ["python", "-c", read], check=False).stdout.strip()
+
+
+MODELS = "import mlflow; c = mlflow.MlflowClient(); {}; print([m.name for m in c.search_registered_models()])"
+
+
+def test_a_database_comes_back_from_its_backup(site: Containers, installed: Path) -> None:
+    def models(what: str) -> str:
+        return site.run("prefect-worker", ["python", "-c", MODELS.format(what)]).stdout
+
+    backups = installed.parent / "data" / "backups"
+    assert "kept" in models("c.create_registered_model('kept')")
+    for _ in range(3):
+        time.sleep(1)  # the names of backups tell seconds
+        site.run("backup", [WITH_SECRETS, "env", "BACKUP_KEEP=2", "/opt/wbc/docker/backup"])
+    for database in ("prefect", "mlflow", "mlflow_auth"):
+        assert len(list(backups.glob(f"{database}-*.dump"))) == 2
+    assert not list(backups.glob("*.partial"))
+    assert "kept" not in models("c.delete_registered_model('kept')")
+
+    site.stop("mlflow-0")
+    newest = max(backups.glob("mlflow-*.dump")).name
+    said = site.run("backup", [WITH_SECRETS, "/opt/wbc/docker/restore", f"/srv/wbc/backups/{newest}"]).stdout
+    assert "restored: mlflow from" in said
+    site.start("mlflow")
+    wait_for(lambda: site.is_well("mlflow"), site)
+    assert "kept" in models("None")
