@@ -87,8 +87,9 @@ class Containers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for container in reversed(list(self.running)):
-            self.stop(container)
+        for container, process in reversed(self.running.items()):  # whoever needs another was started after it
+            if process.poll() is None:
+                self.stop(container)
         self._stack.close()
 
     def up(self, seconds: float) -> None:
@@ -126,7 +127,7 @@ class Containers:
 
     def stop(self, container: str, *, kill: bool = False) -> None:
         """End a container: as an engine does, or at once."""
-        process = self.running.pop(container)
+        process = self.running[container]
         with suppress(psutil.NoSuchProcess):
             started = psutil.Process(process.pid).children(recursive=True)
             if kill:
