@@ -14,15 +14,16 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 
+from flows.cluster.errors import PERMANENT
 from flows.slide_table import markdown_text
 from wbc.evaluation.frozen import read_frozen
 from wbc.evaluation.promotion import decide
 from wbc.models import tracking
 from wbc.models.registry import resolve_device
 from wbc.models.versions import CHALLENGER, DIGEST, NAMES, Fit, register, set_alias, version_of, versions
-from wbc.training.following import followed
+from wbc.training.following import complete, followed
 from wbc.training.orders import Order, Settled, Trained, fulfil, settle
-from wbc.training.progress import Curves, watching
+from wbc.training.progress import Curves, read_curves, watching
 
 log = logging.getLogger(__name__)
 RETRY_SECONDS = [10.0, 30.0, 60.0, 120.0, 300.0, *[600.0] * 12]  # two hours and a half
@@ -30,10 +31,15 @@ POLL_SECONDS = 5.0
 
 
 def _is_away(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
-    """Whether a stage failed because MLflow, or its files, could not be reached: an OSError stands at the bottom."""
+    """Whether a stage failed because MLflow, or its files, could not be reached: an OSError stands at the bottom.
+
+    Not one that waiting does not mend: a config that is not there, a full disk.
+    """
     error = state.data
     while isinstance(error, BaseException):
         if isinstance(error, OSError):
+            if error.errno in PERMANENT:
+                return False
             get_run_logger().warning("%s: waiting, then trying again", state.message)
             return True
         error = error.__cause__ or error.__context__
@@ -90,6 +96,7 @@ def register_version(trained: Trained, run_id: str) -> str:
         if version.tags.get(DIGEST) == trained.card.digest:
             tracking.end_run(run_id)
             return version.reference
+    complete(run_id, read_curves(trained.folder))
     snapshot = trained.facts["snapshot"]
     fit = Fit(files=trained.files, params=trained.facts, dataset_digest=snapshot or trained.card.dataset, run_id=run_id)
     return f"models:/{name}/{register(trained.folder, name, fit)}"

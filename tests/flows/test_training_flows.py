@@ -102,6 +102,11 @@ def test_a_registry_that_is_away_is_waited_for(tmp_path: Path, monkeypatch: pyte
     assert [v.reference for v in versions.versions("wbc-classifier")] == [reference]
 
 
+def test_a_config_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none\.toml: no such file"):
+        train_classifier(str(tmp_path / "none.toml"), str(tmp_path), str(tmp_path / "runs"), device="cpu")
+
+
 def test_curves_come_to_mlflow_when_it_answers_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

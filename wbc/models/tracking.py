@@ -210,6 +210,12 @@ def log_curves(run_id: str, rows: Sequence[tuple[int, Mapping[str, float]]], mod
             client.log_batch(run_id, metrics=points[start : start + 500])
 
 
+def kept_steps(run_id: str, name: str) -> set[int]:
+    """The steps at which a run has a figure."""
+    with _asking("cannot read figures") as client:
+        return {point.step for point in client.get_metric_history(run_id, _word(name))}
+
+
 def keep_files(run_id: str, files: Sequence[Path], folder: str = "") -> None:
     """Add files to a run's artifacts: curves, pictures, tables."""
     with _asking("cannot keep files") as client:

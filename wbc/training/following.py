@@ -63,6 +63,18 @@ class LiveRun:
         self._figures |= {(name, at) for at, figures in rows for name in figures}
 
 
+def complete(run_id: str, curves: Curves) -> None:
+    """Send what a run of MLflow's lacks of a training's curves, as where MLflow was away when the training ended.
+
+    Raises ModelError where it does not answer.
+    """
+    losses = {**curves.losses, "loss": curves.total_loss}
+    points = {name: list(enumerate(values, 1)) for name, values in losses.items()} | curves.figures
+    kept = {name: tracking.kept_steps(run_id, name) for name in points}
+    lacking = [(s, {name: v}) for name, pairs in points.items() for s, v in pairs if s not in kept[name]]
+    tracking.log_curves(run_id, lacking)
+
+
 @contextmanager
 def followed(run_id: str) -> Iterator[LiveRun]:
     """A watcher that sends to a run; what is under way is sent by the end of the block."""
