@@ -5,20 +5,18 @@ is not measured again: stopped at any time, the same command carries on from the
 """
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import Report, Row, labelled_slide, parser, pixels_of, show
+from benchmarks.model_costs import costs_of
 from wbc.cells.detect import detect
 from wbc.configs import read_toml
 from wbc.evaluation.boxes import FoundSet, score_boxes
@@ -84,29 +82,12 @@ def costs(config: Path, folder: Path) -> dict[str, Any]:
     return costs
 
 
-@torch.inference_mode()
 def measure_costs(config: Path, rounds: int = 5) -> dict[str, Any]:
     """Costs of a field 800×600 in this process, with drawn weights and as many proposals and boxes for every system."""
     torch.manual_seed(0)
     plan = read_toml(config, DetectorConfig)
-    model: Any = builders.build(replace(plan.card(config, 0.2), arguments=_bounded(plan.model)))
-    field = [torch.rand(3, *FIELD)]
-    model(field)
-    with FlopCounterMode(display=False) as counter:
-        model(field)
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        model(field)
-        seconds.append(time.perf_counter() - start)
-    return {
-        "system": config.stem,
-        "M parameters": sum(p.numel() for p in model.parameters()) / 1e6,
-        "GFLOPs": counter.get_total_flops() / 1e9,
-        "ms a field": 1000 * statistics.median(seconds),
-        "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "threads": torch.get_num_threads(),
-    }
+    model = builders.build(replace(plan.card(config, 0.2), arguments=_bounded(plan.model)))
+    return {"system": config.stem, **costs_of(model, [torch.rand(3, *FIELD)], "field", rounds)}
 
 
 def _bounded(arguments: Mapping[str, Any]) -> dict[str, Any]:

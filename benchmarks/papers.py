@@ -6,20 +6,17 @@ table, and beside it as pictures.
 """
 
 import json
-import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import parser
+from benchmarks.model_costs import costs_of
 from benchmarks.paper_document import write_document
 from benchmarks.paper_variants import CONFIGS, VARIANTS, Variant
 from wbc.models import builders, registry
@@ -79,26 +76,11 @@ def costs(variant: Variant, folder: Path) -> None:
         kept.write_text(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-@torch.inference_mode()
 def measure_costs(variant: Variant, rounds: int = 9) -> dict[str, Any]:
     """Costs of one cell in this process, with drawn weights."""
     plan = variant.plan(0)
     model = builders.build(plan.card(CONFIGS / f"{variant.config}.toml"))
-    cell = torch.rand(1, 3, plan.crop.input_px, plan.crop.input_px)
-    with FlopCounterMode(display=False) as counter:
-        model(cell)
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        model(cell)
-        seconds.append(time.perf_counter() - start)
-    return {
-        "M parameters": sum(p.numel() for p in model.parameters()) / 1e6,
-        "GFLOPs": counter.get_total_flops() / 1e9,
-        "ms a cell": 1000 * float(np.median(seconds)),
-        "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "threads": torch.get_num_threads(),
-    }
+    return costs_of(model, torch.rand(1, 3, plan.crop.input_px, plan.crop.input_px), "cell", rounds)
 
 
 def chosen_of(only: Sequence[str]) -> list[Variant]:

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,13 @@ from typer.testing import CliRunner, Result
 from upath import UPath
 
 from wbc.cli.main import app
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[Executor]:
+    """Two threads in the place of a cluster."""
+    with ThreadPoolExecutor(2) as executor:
+        yield executor
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """What people say of a slide's cells counts in place of what the models said, and outlasts every later count."""
 
 import json
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,12 +27,6 @@ from wbc.types import Slide
 
 COLUMNS = ["slide_id", "field", "cell_id", "cell_type"]
 Wbc = Callable[..., Result]
-
-
-@pytest.fixture(scope="module")
-def threads() -> Iterator[Executor]:
-    with ThreadPoolExecutor(2) as executor:
-        yield executor
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -67,12 +67,6 @@ class Doubting(nn.Module):
         middle = crops[:, :, 8:24, 8:24].mean((2, 3))
         spread = crops.std((2, 3))
         return torch.stack([*middle.T, *spread.T[:2]], 1) * 3
-
-
-@pytest.fixture(scope="module")
-def threads() -> Iterator[Executor]:
-    with ThreadPoolExecutor(2) as executor:
-        yield executor
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """The scale belongs to the field: told by its file, else measured on the red cells of fields like it."""
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,6 @@ from wbc.storage.tables import SlideRow
 
 MEASURED = pytest.approx(WHOLE_RED_CELL_UM / 35, rel=0.05)  # of the painted cells, 35 px wide
 Scales = dict[str, float]
-
-
-@pytest.fixture(scope="module")
-def threads() -> Iterator[Executor]:
-    with ThreadPoolExecutor(2) as executor:
-        yield executor
 
 
 @pytest.fixture

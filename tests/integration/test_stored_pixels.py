@@ -3,8 +3,8 @@
 import errno
 import logging
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 
 import pandas as pd
@@ -18,12 +18,6 @@ from wbc.counting.slide import Job, count_ingested, count_slide, ingest_slide, i
 from wbc.storage.counts import read_slide_row
 from wbc.storage.slides import discover
 from wbc.types import Slide
-
-
-@pytest.fixture(scope="module")
-def threads() -> Iterator[Executor]:
-    with ThreadPoolExecutor(2) as executor:
-        yield executor
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -103,8 +104,7 @@ def corrections_digest(corrections: Iterable[Correction]) -> str | None:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
 
 
-def _correction(row: dict[str, object], at: datetime) -> Correction:
-    x0, y0, x1, y1 = (float(str(row[side])) for side in _SIDES)
-    texts = (str(row[name]) for name in ("field", "digest", "cell_type", "corrected_by"))
-    field, digest, cell_type, by = texts
-    return Correction(field, digest, (x0, y0, x1, y1), cell_type, by, at.replace(tzinfo=UTC))
+def _correction(row: dict[str, Any], at: datetime) -> Correction:
+    x0, y0, x1, y1 = (row[side] for side in _SIDES)
+    by = row["corrected_by"]
+    return Correction(row["field"], row["digest"], (x0, y0, x1, y1), row["cell_type"], by, at.replace(tzinfo=UTC))
