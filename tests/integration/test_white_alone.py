@@ -20,7 +20,8 @@ from wbc.counting.recount import Change, recount_slides
 from wbc.counting.report import read_report
 from wbc.counting.slide import CountSettings, Job, SlideOutcome, count_slide, is_counted
 from wbc.counting.standing import request_of
-from wbc.models import registry
+from wbc.models import bfloat16, registry
+from wbc.models.engines import ready_detector
 from wbc.sought import Sought
 from wbc.storage.counts import read_slide_row
 from wbc.storage.slides import discover
@@ -49,12 +50,16 @@ def counted(slides: UPath, job: Job) -> SlideOutcome:
 
 @pytest.fixture(scope="module")
 def outs(slides: UPath, tmp_path_factory: pytest.TempPathFactory) -> dict[str, UPath]:
-    """OUT by the cells that were looked for."""
+    """OUT by the cells that were looked for, in float32: what differs is how they were looked for, and no rounding."""
     made: dict[str, UPath] = {}
     cells: Sought
-    for cells in ("all", "white", "white_and_platelets"):
-        made[cells] = UPath(tmp_path_factory.mktemp("out") / cells)
-        counted(slides, job_of(made[cells], cells))
+    ready_detector.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bfloat16, "has_bfloat16", lambda _: False)
+        for cells in ("all", "white", "white_and_platelets"):
+            made[cells] = UPath(tmp_path_factory.mktemp("out") / cells)
+            counted(slides, job_of(made[cells], cells))
+    ready_detector.cache_clear()
     return made
 
 

@@ -115,14 +115,16 @@ def test_cells_of_the_own_laboratory_are_apart_from_the_others() -> None:
 def test_what_a_person_named_stands_as_it_is() -> None:
     """Lymphocytes are named monocytes as often as not: of cells that people named nothing is left to undo."""
     confusion = measured(RIGHT | {"lymphocyte": {"lymphocyte": 50, "monocyte": 50}})
-    types = ["lymphocyte"] * 60 + ["monocyte"] * 20 + ["neutrophil"] * 120
+    types = ["lymphocyte"] * 40 + ["monocyte"] * 60 + ["neutrophil"] * 100
     fields = [f"f{i % 20}" for i in range(len(types))]
     plain = differential_of(types, BLOOD)
     machine, half, people = (
-        corrected(plain, types, fields, confusion, BLOOD, np.arange(len(types)) < n) for n in (0, 80, len(types))
+        row(corrected(plain, types, fields, confusion, BLOOD, np.arange(len(types)) < n), "lymphocyte")
+        for n in (0, 70, len(types))
     )
-    assert row(people, "lymphocyte").percent_corrected == pytest.approx(30)
-    assert row(half, "lymphocyte").percent_corrected == pytest.approx(30, abs=1)
-    assert (row(machine, "lymphocyte").percent_corrected or 0) > 33
-    told = row(people, "lymphocyte")
-    assert (told.low, told.high) == (pytest.approx(told.ci_low, abs=0.2), pytest.approx(told.ci_high, abs=0.2))
+    means = [told.percent_corrected or 0 for told in (people, half, machine)]
+    assert means[0] == pytest.approx(20)
+    assert means[0] + 1 < means[1] < means[2] - 1
+    assert (people.low, people.high) == (pytest.approx(people.ci_low, abs=0.2), pytest.approx(people.ci_high, abs=0.2))
+    widths = [(told.high or 0) - (told.low or 0) for told in (people, half, machine)]
+    assert widths == sorted(widths)
