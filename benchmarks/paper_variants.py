@@ -15,6 +15,7 @@ HUE = (125.0, 155.0)  # section 4.3 of ASAE-Net 2020
 SCALED = {"area_px": 9, "kernel_px": 3}
 SCALED_SMALL = {"area_px": 4, "kernel_px": 3}
 R18 = {"backbone": "resnet18"}
+VARRA_STEPS = 30 * 156  # epochs; the report has 150
 LITE0 = {"backbone": "tf_efficientnet_lite0"}
 
 
@@ -22,7 +23,8 @@ LITE0 = {"backbone": "tf_efficientnet_lite0"}
 class Variant:
     """A row: its name, the config that it starts from, what it changes there, and the row it is compared with.
 
-    `paper` is the paper's accuracy in percent. The names of its runs are `name-seed-S`, of `seeds` at most.
+    `paper` is the paper's accuracy in percent. `steps` is how far it is trained, where not as far as its config says.
+    The names of its runs are `name-seed-S`, of `seeds` at most.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Variant:
     balanced: bool = False
     hue: bool = False
     small: bool = False
+    steps: int = 0
     paper: float | None = None
     against: str = ""
     seeds: int = 3
@@ -48,7 +51,7 @@ class Variant:
             plan = _from_scratch(plan)
         return replace(
             plan,
-            loop=replace(plan.loop, seed=seed),
+            loop=replace(plan.loop, seed=seed, steps=self.steps or plan.loop.steps),
             loss=replace(plan.loss, name=self.loss) if self.loss != "ce" else plan.loss,
             sampler="balanced" if self.balanced else plan.sampler,
             crop=replace(plan.crop, hue=HUE) if self.hue else plan.crop,
@@ -70,13 +73,19 @@ def _scratch(name: str, label: str, builder: str, model: Mapping[str, Any], **mo
     return Variant(name, label, "scratch", "asae2020_small", builder, model, small=True, **more)
 
 
+def _varra(model: int, paper: float) -> Variant:
+    name, plan = f"varra_model_{model}", {"model": model}
+    return Variant(name, f"model {model}", "varra", "varra2019", "varra", plan, paper=paper, seeds=1, steps=VARRA_STEPS)
+
+
 def _bccd(name: str, label: str, **more: Any) -> Variant:
     return Variant(name, label, "bccd", "bccd_kinds", **more)
 
 
 ASAE = {**LITE0, **SCALED}
+LEVEL = ASAE | {"level": True}  # what is enhanced keeps its mean, as at test
 VARIANTS = [
-    Variant("varra_model_2", "model 2", "varra", "varra2019", "varra", {"model": 2}, paper=78.0, seeds=1),
+    _varra(2, paper=78.0),
     Variant("varra_transfer", "lite0 from ImageNet", "varra", "varra2019_transfer", against="varra_model_2"),
     _asae("plain", "plain lite0", balanced=False, hue=False, paper=72.61),
     _asae("hue", "+ hue", balanced=False, paper=73.02, against="plain"),
@@ -100,6 +109,10 @@ VARIANTS = [
     _asae(
         "ae", "+ AE behind layer3", builder="asae", model=ASAE | {"suppress": False}, paper=74.10, against="hue_sampler"
     ),
+    _asae("ae_level", "+ AE of mean 1", builder="asae", model=LEVEL | {"suppress": False}, against="hue_sampler"),
+    _asae("asae_level", "+ ASAE of mean 1", builder="asae", model=LEVEL, against="hue_sampler"),
+    _asae("level_gmmce", "+ ASAE of mean 1 + GMMCE", builder="asae", model=LEVEL, loss="gmmce", against="asae_level"),
+    _asae("loss_gmmce", "+ GMMCE alone", loss="gmmce", against="hue_sampler"),
     _scratch("r18", "ResNet-18", "plain", R18, paper=72.61),
     _scratch(
         "r18_all",
@@ -121,6 +134,6 @@ VARIANTS = [
     _bccd("bccd_plain", "plain lite0"),
     _bccd("bccd_all", "all", builder="asae", model=ASAE, loss="gmmce", balanced=True, hue=True, against="bccd_plain"),
     _bccd("bccd_no_hue", "all but hue", builder="asae", model=ASAE, loss="gmmce", balanced=True, against="bccd_plain"),
-    Variant("varra_model_1", "model 1", "varra", "varra2019", "varra", {"model": 1}, paper=75.0, seeds=1),
-    Variant("varra_model_3", "model 3", "varra", "varra2019", "varra", {"model": 3}, paper=25.0, seeds=1),
+    _varra(1, paper=75.0),
+    _varra(3, paper=25.0),
 ]

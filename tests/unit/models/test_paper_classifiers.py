@@ -144,6 +144,8 @@ def test_enhancement_is_the_sigmoid_of_the_mean_over_channels() -> None:
     maps = torch.tensor([[[[0.0, 2.0]], [[0.0, 4.0]]]])
     (enhanced,) = asae.asae_layer(maps, AsaeSettings(suppress=False))
     torch.testing.assert_close(enhanced, maps * torch.tensor([0.5, 0.9525741]))
+    (level,) = asae.asae_layer(maps, AsaeSettings(suppress=False, level=True))
+    torch.testing.assert_close(level, maps * torch.tensor([0.5, 0.9525741]) / 0.72628705)
 
 
 def test_both_branches_probabilities_are_averaged() -> None:
