@@ -9,9 +9,11 @@ from timm.models._efficientnet_blocks import ConvBnAct, DepthwiseSeparableConv, 
 from timm.models.efficientnet import EfficientNetFeatures
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.ops import Conv2dNormActivation
 
 from wbc.models.bfloat16 import InBfloat16
 from wbc.models.faster_rcnn import BoxHead, FasterRCNN
+from wbc.models.fused_convolution import ACTIVATIONS, RectifiedConvolution, can_fuse
 
 # Which batch norm follows which convolution is written in these blocks' forward; of others nothing is folded.
 FOLDED: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
@@ -26,7 +28,8 @@ def for_inference(module: nn.Module, device: torch.device) -> nn.Module:
     """A detector ready to run on `device`: a copy, or the module itself where nothing of it is known.
 
     Batch norms are folded into their convolutions, weights that bfloat16 parts would convert at each call are kept so,
-    and the box head reads pooled regions as they lie in memory. Exact but for rounding.
+    the box head reads pooled regions as they lie in memory, and on a CPU a convolution does the ReLU that follows it.
+    Exact but for rounding.
     """
     if not isinstance(module, FasterRCNN):
         return module
@@ -37,6 +40,8 @@ def for_inference(module: nn.Module, device: torch.device) -> nn.Module:
     for part in ready.modules():
         if isinstance(part, InBfloat16) and part.in_bfloat16(device):
             _keep_in_bfloat16(part)
+    if device.type == "cpu":
+        fuse_rectifiers(ready)
     made: nn.Module = ready.eval()
     return made
 
@@ -49,6 +54,22 @@ def fold_batch_norms(module: nn.Module) -> None:
             if isinstance(follower, BatchNormAct2d):
                 setattr(block, convolution, fuse_conv_bn_eval(getattr(block, convolution), follower))
                 setattr(block, norm, follower.act)
+
+
+def fuse_rectifiers(module: nn.Module) -> None:
+    """Each ReLU and ReLU6 behind a convolution becomes part of it, in place, once batch norms are folded."""
+    for block in list(module.modules()):
+        for name, norm in FOLDED.get(type(block), ()):
+            _fuse(block, name, norm)
+        if isinstance(block, Conv2dNormActivation) and len(block) == 2:
+            _fuse(block, "0", "1")
+
+
+def _fuse(block: nn.Module, name: str, follower: str) -> None:
+    convolution, activation = getattr(block, name), getattr(block, follower)
+    if type(activation) in ACTIVATIONS and can_fuse(convolution.weight.dtype):
+        setattr(block, name, RectifiedConvolution(convolution, activation))
+        setattr(block, follower, nn.Identity())
 
 
 def _keep_in_bfloat16(part: nn.Module) -> None:

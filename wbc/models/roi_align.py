@@ -1,10 +1,13 @@
 """RoIAlign (He 2017, "Mask R-CNN") over a feature pyramid; on a CPU one weighted sum of rows for all levels."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import MultiScaleRoIAlign
+
+ROWS = "rows"  # beside a pyramid's maps: their pixels as one table, made when it is first needed
 
 
 class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
@@ -23,27 +26,36 @@ class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
         if exact or self.scales is None or self.map_levels is None:
             pooled: Tensor = super().forward(x, boxes, image_shapes)
             return pooled
-        return pool_rows(maps, self.scales, self.map_levels(boxes), boxes, self.output_size, self.sampling_ratio)
+        if ROWS not in x:
+            x[ROWS] = torch.cat([m.permute(0, 2, 3, 1).flatten(0, 2) for m in maps]).float()
+        places = MapRows(x[ROWS], [m.shape for m in maps], self.scales)
+        return pool_rows(places, self.map_levels(boxes), boxes, self.output_size, self.sampling_ratio)
 
 
-def pool_rows(
-    maps: Sequence[Tensor],
-    scales: Sequence[float],
-    levels: Tensor,
-    boxes: Sequence[Tensor],
-    bins: tuple[int, int],
-    samples: int,
-) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class MapRows:
+    """A pyramid's pixels as rows float32 (N,C), level by level.
+
+    `shapes` are its maps', (B,C,H,W), and `scales` their pixels per pixel of the picture.
+    """
+
+    table: Tensor
+    shapes: Sequence[torch.Size]
+    scales: Sequence[float]
+
+
+def pool_rows(rows: MapRows, levels: Tensor, boxes: Sequence[Tensor], bins: tuple[int, int], samples: int) -> Tensor:
     """Pooled regions float32 (R,C,bins) of the regions (R,4) of each picture, each from the map that `levels` (R) says.
 
-    `scales` are the maps' pixels per pixel of the picture. A bin is the mean of `samples` by `samples` places, each
-    interpolated between four pixels of its map; a place more than a pixel outside of the map is 0.
+    A bin is the mean of `samples` by `samples` places, each interpolated between four pixels of its map; a place more
+    than a pixel outside of the map is 0.
     """
-    regions = torch.cat(list(boxes)) * torch.tensor(scales)[levels][:, None]
+    regions = torch.cat(list(boxes)) * torch.tensor(rows.scales)[levels][:, None]
     pictures = torch.repeat_interleave(torch.arange(len(boxes)), torch.tensor([len(b) for b in boxes]))
-    heights, widths = torch.tensor([m.shape[2:] for m in maps])[levels].unbind(1)
-    rows = torch.cat([m.permute(0, 2, 3, 1).flatten(0, 2) for m in maps]).float()
-    starts = torch.tensor([0, *(m[:, 0].numel() for m in maps[:-1])]).cumsum(0)[levels] + pictures * heights * widths
+    sizes = torch.tensor([(height, width) for _, _, height, width in rows.shapes])
+    heights, widths = sizes[levels].unbind(1)
+    pixels = torch.tensor([0, *(n * height * width for n, _, height, width in rows.shapes[:-1])])
+    starts = pixels.cumsum(0)[levels] + pictures * heights * widths
     y, y_weights = _neighbours(regions[:, 1], regions[:, 3], heights, bins[0], samples)
     x, x_weights = _neighbours(regions[:, 0], regions[:, 2], widths, bins[1], samples)
     y = y * widths[:, None, None] + starts[:, None, None]
@@ -52,9 +64,9 @@ def pool_rows(
     weights = y_weights[:, :, None, :, None] * x_weights[:, None, :, None, :]
     bag = (bags.shape[:3].numel(), (2 * samples) ** 2)
     pooled = nn.functional.embedding_bag(
-        bags.reshape(bag), rows, mode="sum", per_sample_weights=weights.reshape(bag) / samples**2
+        bags.reshape(bag), rows.table, mode="sum", per_sample_weights=weights.reshape(bag) / samples**2
     )
-    return pooled.view(len(regions), *bins, rows.shape[1]).permute(0, 3, 1, 2)
+    return pooled.view(len(regions), *bins, rows.table.shape[1]).permute(0, 3, 1, 2)
 
 
 def _neighbours(low: Tensor, high: Tensor, length: Tensor, bins: int, samples: int) -> tuple[Tensor, Tensor]:

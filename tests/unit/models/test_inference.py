@@ -4,12 +4,14 @@ import copy
 
 import pytest
 import torch
+from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from wbc.models import faster_rcnn
 from wbc.models.bfloat16 import InBfloat16
 from wbc.models.faster_rcnn import FasterRCNN, FasterRCNNSettings
+from wbc.models.fused_convolution import ACTIVATIONS, RectifiedConvolution, can_fuse
 from wbc.models.inference import for_inference
 
 CPU = torch.device("cpu")
@@ -55,6 +57,41 @@ def test_the_original_keeps_its_weights_and_can_be_trained(detector: FasterRCNN)
     ready = for_inference(detector, CPU)
     assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
     assert not any(isinstance(part, nn.BatchNorm2d) for part in ready.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (61, 96), (64, 95), (33, 35)])
+@torch.inference_mode()
+def test_a_convolution_with_its_rectifier_is_both_to_the_bit(
+    dtype: torch.dtype, activation: type[nn.Module], half: bool, height: int, width: int
+) -> None:
+    torch.manual_seed(3)
+    stride = 2 if half else 1
+    maps = (8 * torch.randn(2, 16, height, width)).to(dtype).contiguous(memory_format=torch.channels_last)
+    for kind, kernel, groups in ((Conv2dSame, 3, 16), (Conv2dSame, 5, 16), (Conv2dSame, 3, 1), (nn.Conv2d, 3, 16)):
+        padding = 0 if kind is Conv2dSame else kernel // 2
+        layer = kind(16, 32, kernel, stride, padding, groups=groups).to(dtype)
+        assert torch.equal(RectifiedConvolution(layer, activation())(maps), activation()(layer(maps)))
+
+
+@torch.inference_mode()
+def test_every_rectifier_behind_a_convolution_is_part_of_it(detector: FasterRCNN) -> None:
+    ready = for_inference(detector, CPU)
+    assert sum(isinstance(part, RectifiedConvolution) for part in ready.modules()) == 33
+    assert not any(isinstance(part, nn.ReLU | nn.ReLU6) for part in ready.modules())
+
+
+def test_without_the_fused_pass_layers_stay_two(detector: FasterRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*args: object) -> None:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(RectifiedConvolution, "_fused", gone)
+    can_fuse.cache_clear()
+    ready = for_inference(detector, CPU)
+    can_fuse.cache_clear()
+    assert sum(isinstance(part, nn.ReLU6) for part in ready.modules()) == 32
 
 
 def test_another_module_is_left_alone() -> None:
