@@ -3,7 +3,9 @@
 import logging
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -77,14 +79,15 @@ def trained_version(settled: Settled) -> tuple[Trained, str]:
 @task(cache_policy=NO_CACHE, persist_result=False)
 def train(settled: Settled, run_id: str) -> Trained:
     """Train, followed in MLflow and by a progress artifact; what was stopped goes on from its last checkpoint."""
-    with followed(run_id) as live, watching(live, Progress(settled.folder.name)):
-        try:
-            trained = fulfil(settled)
-        except BaseException:
-            with suppress(Exception):
-                tracking.end_run(run_id, failed=True)
-            raise
-    wait_for_server()
+    with closing(Progress(settled.folder.name)) as progress:
+        with followed(run_id) as live, watching(live, progress):
+            try:
+                trained = fulfil(settled)
+            except BaseException:
+                with suppress(Exception):
+                    tracking.end_run(run_id, failed=True)
+                raise
+        wait_for_server()
     return trained
 
 
@@ -126,17 +129,21 @@ def gate(reference: str, frozen: Path, data: Path, device: str) -> str:
 class Progress:
     """Watches a training and shows how far it is: a progress artifact of the flow run, and lines in its log.
 
-    A server that does not answer costs the artifact some updates, never the training.
+    The artifact is sent from a thread of its own: a server that does not answer costs it some updates, never the
+    training's time.
     """
 
     def __init__(self, name: str) -> None:
         self.name, self.steps, self._began, self._first = name, 1, time.monotonic(), 0
         self._artifact: UUID | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefect")
+        self._last: Future[None] | None = None
+        self._newest, self._is_away = (0.0, name), False
 
     def begins(self, name: str, step: int, steps: int) -> None:
         """Its clock starts."""
         self.steps, self._began, self._first = steps, time.monotonic(), step
-        self._show(step, f"{self.name}: step {step} of {steps}")
+        self._report(step, f"{self.name}: step {step} of {steps}")
 
     def step_done(self, step: int, losses: Mapping[str, float]) -> None:
         """Shown with the next checkpoint."""
@@ -149,17 +156,37 @@ class Progress:
             f"{self.name}: step {step} of {self.steps}, loss {sum(recent) / len(recent):.3f}, {left / 60:.0f} min left"
         )
         get_run_logger().info(line)
-        self._show(step, line)
+        self._report(step, line)
 
-    def _show(self, step: int, line: str) -> None:
-        percent = 100 * step / self.steps
+    def close(self) -> None:
+        """Show how far it came in the end."""
+        self._submit()
+        self._thread.shutdown(wait=True)
+
+    def _report(self, step: int, line: str) -> None:
+        """Send it, unless the thread still waits for an answer."""
+        self._newest = 100 * step / self.steps, line
+        if self._last is None or self._last.done():
+            self._submit()
+
+    def _submit(self) -> None:
+        context, (percent, line) = copy_context(), self._newest  # in it Prefect finds the flow run
+        self._last = self._thread.submit(lambda: context.run(self._show, percent, line))
+
+    def _show(self, percent: float, line: str) -> None:
         try:
             if self._artifact is None:
                 self._artifact = create_progress_artifact(percent, key=self.name.lower(), description=line)  # type: ignore[assignment]
             else:
                 update_progress_artifact(self._artifact, percent, description=line)
         except Exception as error:  # whatever it is, it must not cost the training
-            log.warning("no progress artifact: Prefect's server does not answer, training goes on (%s)", error)
+            if not self._is_away:
+                log.warning("no progress artifact: Prefect's server does not answer, training goes on (%s)", error)
+            self._is_away = True
+            return
+        if self._is_away:
+            log.warning("Prefect's server answers again: %s", line)
+        self._is_away = False
 
 
 def wait_for_server() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-SECONDS = 120
+SECONDS = 300
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def mlflow_server(folder: Path, port: int) -> Iterator[str]:
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     stores = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "files")]
-    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     environment.pop("MLFLOW_TRACKING_URI", None)
     with (folder / "server.log").open("ab") as log:
         process = subprocess.Popen([*command, *stores], cwd=folder, env=environment, stdout=log, stderr=log)
