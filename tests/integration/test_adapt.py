@@ -26,6 +26,7 @@ from wbc.models.last_layer import last_layer, with_last_layer
 from wbc.storage.counts import read_table
 from wbc.storage.slides import discover
 from wbc.taxonomy import load_taxonomy
+from wbc.training import body, teaching
 
 CLASSES = ("lymphocyte", "segmented_neutrophil", "band_neutrophil", "eosinophil")
 # What the laboratory's stain makes of each kind; the classifier has never seen any of it.
@@ -188,6 +189,102 @@ def test_names_that_gain_nothing_keep_the_last_layer(
     assert taught.taught.last_layer == "kept"
     assert taught.digest == registry.read_card(str(sure)).digest
     assert f"{model} names cells as {sure} does" in " ".join(wbc(*options).stdout.split())
+
+
+REPLAY = """
+classes = ["lymphocyte", "segmented_neutrophil", "band_neutrophil", "eosinophil"]
+builder = "crop_classifier"
+taxonomy = "blood"
+[model]
+backbone = "test_efficientnet"
+[loop]
+steps = 1
+batch = 1
+data_workers = 0
+slow = []
+[jitter]
+plain = 1.0
+[[data]]
+set = "Elsewhere"
+format = "pictures"
+images = "cells"
+kinds = "cells.csv"
+um_per_px = 0.2
+"""
+
+
+@pytest.fixture
+def replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[object, ...]:
+    """The options to replay cells of another stain, in steps that take no time."""
+    rng, lines = np.random.default_rng(0), ["image,label"]
+    (tmp_path / "old" / "cells").mkdir(parents=True)
+    for kind, colour in COLOURS.items():
+        for i in range(12):
+            pixels = np.clip(np.array(colour)[::-1] + rng.integers(-30, 30, (130, 130, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "old" / "cells" / f"{kind}-{i}.png")
+            lines.append(f"{kind}-{i},{kind}")
+    (tmp_path / "old" / "cells.csv").write_text("\n".join(lines))
+    (tmp_path / "replay.toml").write_text(REPLAY)
+    for name, value in {"STEPS": 40, "BATCH": 16, "RATE": 5e-3, "WARM_UP": 2, "AVERAGE": 0.8}.items():
+        monkeypatch.setattr(body, name, value)
+    monkeypatch.setattr(teaching, "FEWEST_CELLS", 60)
+    return "--replay", tmp_path / "replay.toml", "--data", tmp_path / "old"
+
+
+def every_name(out: Path, names: Path) -> Path:
+    """All cells of a count, as a person names them."""
+    cells = white_cells(read_cells(UPath(out), ["monday", "tuesday"]))
+    cells.assign(cell_type=[true_kind(cell) for cell in cells.to_dict("records")]).to_parquet(names)
+    return names
+
+
+def test_with_many_cells_the_body_learns_on_where_no_last_layer_would_do(
+    wbc: Wbc,
+    out: Path,
+    models: Mapping[str, Path],
+    replay: tuple[object, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(body, "as_taught", lambda model, *_: model)
+    names, model = every_name(out, tmp_path / "names.parquet"), tmp_path / "ours"
+    result = wbc("adapt", out, "--names", names, "--out", model, *replay, "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)["body"]
+    assert (told["cells"], told["old"]["cells"], told["sets"], told["taken"]) == (21, 4, ["Elsewhere"], True)
+    assert told["right"]["before"] == told["right"]["layer"] < 0.8 < told["right"]["body"]
+    taught, parent = registry.read_card(str(model)).taught, registry.read_card(str(models["classifier"]))
+    assert taught is not None
+    assert (taught.cells, taught.last_layer, taught.replayed) == (105, "fitted", ("Elsewhere",))
+    assert registry.read_card(str(model)).parents[0].digest == parent.digest
+
+
+def test_the_body_stays_where_a_last_layer_does_as_well(
+    wbc: Wbc, out: Path, replay: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, model = every_name(out, tmp_path / "names.parquet"), tmp_path / "ours"
+    options = ("adapt", out, "--names", names, "--out", model)
+    monkeypatch.setattr(body, "STEPS", 2)
+    result = wbc(*options, *replay)
+    assert result.exit_code == 0, result.output
+    assert "the body is left as it was" in result.stdout
+    taught = registry.read_card(str(model)).taught
+    assert taught is not None
+    assert (taught.last_layer, taught.replayed) == ("fitted", ())
+    monkeypatch.setattr(teaching, "FEWEST_CELLS", 106)
+    assert "105 cells have names, the body learns from 200 on" in wbc(*options, *replay).stdout
+    assert "give both" in refused(wbc(*options, *replay[:2]))
+
+
+def test_what_is_replayed_must_be_what_the_classifier_knows(
+    wbc: Wbc, out: Path, replay: tuple[object, ...], tmp_path: Path
+) -> None:
+    config = tmp_path / "replay.toml"
+    config.write_text(REPLAY.replace(', "eosinophil"]', "]"))
+    names = every_name(out, tmp_path / "names.parquet")
+    told = refused(wbc("adapt", out, "--names", names, "--out", tmp_path / "ours", *replay))
+    assert f"{config}: classes or builder are not those of" in told
+    assert not (tmp_path / "ours" / "card.json").exists()
 
 
 def test_names_in_a_table_are_not_written_over(wbc: Wbc, out: Path, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def train_classifier(
 @contextmanager
 def _training() -> Iterator[None]:
     try:
-        with usage_errors(), _progress():
+        with usage_errors(), training_progress():
             yield
     except KeyboardInterrupt:
         typer.echo("wbc: interrupted; run the same command again to carry on from the last checkpoint", err=True)
@@ -58,7 +58,7 @@ def _training() -> Iterator[None]:
 
 
 @contextmanager
-def _progress() -> Iterator[None]:
+def training_progress() -> Iterator[None]:
     """A bar at a terminal; in a log, a line for each checkpoint."""
     if not sys.stderr.isatty():
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

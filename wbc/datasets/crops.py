@@ -35,6 +35,11 @@ class Crops:
         if self.pixels.shape != (len(self.labels), PATCH_PX, PATCH_PX, 3):
             raise ValueError(f"{self.pixels.shape} pixels for {len(self.labels)} labels")
 
+    def take(self, which: NDArray[np.int64]) -> "Crops":
+        """The cells at some indices."""
+        names = tuple(self.names[i] for i in which) if self.names else ()
+        return Crops(self.pixels[which], tuple(self.labels[i] for i in which), names, self.patch_um)
+
 
 @dataclass(frozen=True, slots=True)
 class TableForm:

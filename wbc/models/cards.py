@@ -31,6 +31,8 @@ class Teaching:
     """How a laboratory taught a classifier: who named which cells of which OUT, and what became of the last layer.
 
     `kinds` are the names given and how many cells got each; `kept` means that the parent's last layer was the better.
+    `replayed` are the data sets from which the body learnt on, beside these cells; where there is none, it is the
+    parent's.
     """
 
     by: str
@@ -38,6 +40,7 @@ class Teaching:
     cells: int
     kinds: dict[str, int]
     last_layer: Literal["fitted", "kept"]
+    replayed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

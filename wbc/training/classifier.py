@@ -1,7 +1,7 @@
 """The recipe for classifiers: single cells, coarse labels through the taxonomy's tree, ImageNet features."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -117,19 +117,37 @@ def train_as_planned(
 
 
 def _train(plan: ClassifierConfig, config: Path, data: Path, out: Path, device: str) -> ModelCard:
-    card, model = _untrained(plan, plan.card(config), config)
+    card, model = untaught(plan, config)
     crops = [read_crops(spec, data) for spec in plan.data]
-    samples, matrix = _samples(plan, crops, config)
-    card = replace(card, dataset=f"{card.dataset}, data {samples.digest[:12]}")
     looks = _looks(crops, card)
-    lesson = Lesson(samples, _stack, tree_losses(matrix, MEAN, STD, plan.loss), _watch(plan, data, card))
-    trained = fit(model.to(device), lesson, plan.loop, out / CHECKPOINT)
-    unfreeze_batch_norm_2d(trained)  # type: ignore[no-untyped-call]  # timm's frozen ones lack a key of the state dict
+    drawn = [(part, spec.weight) for part, spec in zip(crops, plan.data, strict=True)]
+    watch = _watch(plan, data, card)
+    digest, trained = learn(model.to(device), plan, drawn, config, out / CHECKPOINT, watch)
+    card = replace(card, dataset=f"{card.dataset}, data {digest[:12]}")
     if rank():
         return card
-    card = registry.save(out, trained.eval(), card, looks.arrays())
+    card = registry.save(out, trained, card, looks.arrays())
     card = replace(card, metrics=measure_classifier(plan.measure, data, out, device))
     return registry.save(out, trained, card, looks.arrays())
+
+
+def learn(
+    model: nn.Module,
+    plan: ClassifierConfig,
+    crops: Sequence[tuple[Crops, float]],
+    config: Path,
+    checkpoint: Path,
+    watch: Callable[[nn.Module], dict[str, float]] | None = None,
+) -> tuple[str, nn.Module]:
+    """Train a module by a plan on cells in memory, each part drawn by its weight; their digest, and it in eval mode.
+
+    Raises ValueError, which names the plan's file `config`, where they do not show a class that they must.
+    """
+    samples, matrix = _samples(plan, crops, config)
+    lesson = Lesson(samples, _stack, tree_losses(matrix, MEAN, STD, plan.loss), watch)
+    trained = fit(model, lesson, plan.loop, checkpoint)
+    unfreeze_batch_norm_2d(trained)  # type: ignore[no-untyped-call]  # timm's frozen ones lack a key of the state dict
+    return samples.digest, trained.eval()
 
 
 def _looks(crops: list[Crops], card: ModelCard) -> KnownLooks:
@@ -139,8 +157,12 @@ def _looks(crops: list[Crops], card: ModelCard) -> KnownLooks:
     return KnownLooks.of([appearance(count_windows(part, card)[rows]) for part, rows in shown if len(rows)])
 
 
-def _untrained(plan: ClassifierConfig, card: ModelCard, config: Path) -> tuple[ModelCard, nn.Module]:
-    """The module that training starts from, and its card, which names the model that it starts from, if any."""
+def untaught(plan: ClassifierConfig, config: Path) -> tuple[ModelCard, nn.Module]:
+    """The card of a plan, whose file is `config`, and the module that training starts from.
+
+    The card names the model that this is, if it is one.
+    """
+    card = plan.card(config)
     model = untrained(card, config, plan.loop.seed)
     if plan.start:
         card = replace(card, parents=(start_from_model(model, card, plan.start),))
@@ -153,14 +175,16 @@ def _untrained(plan: ClassifierConfig, card: ModelCard, config: Path) -> tuple[M
     return card, model
 
 
-def _samples(plan: ClassifierConfig, crops: list[Crops], config: Path) -> tuple[CropSamples, NDArray[np.float32]]:
+def _samples(
+    plan: ClassifierConfig, crops: Sequence[tuple[Crops, float]], config: Path
+) -> tuple[CropSamples, NDArray[np.float32]]:
     """The crops that are drawn, and which classes each of their labels covers.
 
     Raises ValueError where they do not show a class that they must.
     """
-    labels = sorted({label for part in crops for label in part.labels})
+    labels = sorted({label for part, _ in crops for label in part.labels})
     rows = {label: i for i, label in enumerate(labels)}
-    parts = [(part, rows, spec.weight) for part, spec in zip(crops, plan.data, strict=True)]
+    parts = [(part, rows, weight) for part, weight in crops]
     matrix = label_matrix(load_taxonomy(plan.taxonomy), plan.classes, labels)
     check_shown(plan.classes, set(np.flatnonzero(matrix.any(0)).tolist()), plan.may_lack, config)
     if plan.sampler == "balanced" and plan.loop.batch % len(labels):

@@ -115,7 +115,7 @@ def cross_validate(cells: NamedCells, prior: LastLayer) -> Gain:
     )
 
 
-def is_right(probabilities: Floats, covers: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def is_right(probabilities: NDArray[np.floating], covers: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Whether each cell's likeliest class (N,C) is one that its name covers (N,)."""
     return np.asarray(covers[np.arange(len(covers)), probabilities.argmax(1)])
 

@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from torch import nn
 from upath import UPath
 
 from wbc.cells.appearance import KnownLooks, appearance
@@ -17,6 +19,7 @@ from wbc.cells.classify import features
 from wbc.datasets.cell_names import check_names, covers, match, read_cell_names
 from wbc.datasets.contact_sheet import draw_sheet
 from wbc.datasets.counted_cells import SIDES, Cut, cut_cells, read_cells, slide_rows, white_cells
+from wbc.datasets.crops import PATCH_PX, PATCH_UM, Crops
 from wbc.models import registry
 from wbc.models.cards import ModelCard, Teaching
 from wbc.models.last_layer import last_layer, with_last_layer
@@ -26,8 +29,9 @@ from wbc.storage.atomic import staged
 from wbc.storage.names import address
 from wbc.storage.tables import SlideRow
 from wbc.taxonomy import Taxonomy, load_taxonomy, shipped_taxonomies
+from wbc.training.body import FEWEST_CELLS, Replay, Trial, try_body
 from wbc.training.choice import choose, shortlist
-from wbc.training.last_layer import Gain, LastLayer, NamedCells, cross_validate, fit
+from wbc.training.last_layer import LastLayer, NamedCells, cross_validate, fit
 
 TABLE, SHEET = "cells.csv", "cells.jpg"
 FEWEST = 10
@@ -36,12 +40,14 @@ DEFAULT_CLASSIFIER = "bundled:classifier"
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A count that is to teach a classifier: OUT, the classifier and taxonomy where not the count's, the device."""
+    """A count that is to teach a classifier: OUT, the classifier and taxonomy where not the count's, the device, and
+    what the body learns on from beside the cells, if it is to."""
 
     out: UPath
     classifier: str | None = None
     taxonomy: str | None = None
     device: str = "cpu"
+    replay: Replay | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +62,46 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Taught:
-    """What came of teaching: the model's card, and for each named cell its name and whether it is right, held out.
+    """What came of teaching: the model's card, and for each cell held out its name and whether it is right, before and
+    after.
 
-    `unnamed` are the classes that no name covers: what is learnt speaks against them.
+    `trial` is what the body was worth, None where it was not tried. `unnamed` are the classes that no name covers: what
+    is learnt speaks against them.
     """
 
     card: ModelCard
     names: tuple[str, ...]
-    gain: Gain
+    before: NDArray[np.bool_]
+    after: NDArray[np.bool_]
+    trial: Trial | None
     unnamed: tuple[str, ...]
     passed_over: tuple[str, ...]
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the model differs from its parent."""
+        return self.card.taught is not None and self.card.taught.last_layer == "fitted"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Named:
+    """The cells that have names: as the last layer gets them, as the count cut them, and what a body made of them."""
+
+    examples: NamedCells
+    cut: Cut
+    trial: Trial | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Chosen:
+    """The module that is saved, and whether each of some cells is right that were held out, before and after."""
+
+    module: nn.Module
+    names: tuple[str, ...]
+    before: NDArray[np.bool_]
+    after: NDArray[np.bool_]
+    last_layer: Literal["fitted", "kept"]
+    replayed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,7 +141,8 @@ def propose(lesson: Lesson, folder: Path, per_kind: int) -> Proposal:
 def teach(lesson: Lesson, names: Sequence[Path], folder: Path, by: str) -> Taught:
     """Fit a new last layer to the named cells and save the whole classifier in `folder`, if held out cells gain by it.
 
-    Where they do not, the model has its parent's last layer, and its card says `kept`. Raises ValueError, naming file
+    Where they do not, the model has its parent's last layer, and its card says `kept`. With something to replay and
+    enough cells the body learns on, and is taken if cells held out gain more by that. Raises ValueError, naming file
     and line, for names that cannot be used, or where fewer than FEWEST cells are left.
     """
     subject = _subject(lesson)
@@ -122,33 +159,52 @@ def teach(lesson: Lesson, names: Sequence[Path], folder: Path, by: str) -> Taugh
     named = tuple(cells["name"])
     known = covers(named, subject.taxonomy, subject.model.card.classes)
     examples = NamedCells(features(cut.crops, subject.model), known, named)
-    return _save(lesson, subject, examples, cut, folder, by)
+    return _save(lesson, subject, _Named(examples, cut, _trial(lesson, subject, cells, named)), folder, by)
 
 
-def _save(lesson: Lesson, subject: _Subject, examples: NamedCells, cut: Cut, folder: Path, by: str) -> Taught:
-    layer = last_layer(subject.model)
-    prior = LastLayer(layer.weight.double().cpu().numpy(), layer.bias.double().cpu().numpy())
-    gain = cross_validate(examples, prior)
-    module, beside = subject.model.module, subject.model.beside
-    if gain.pays:
-        new = fit(examples, prior, gain.strength)
-        module = with_last_layer(subject.model, new.weight, new.bias)
-        if (looks := KnownLooks.from_arrays(beside)) is not None:  # the laboratory is none of a stranger any more
-            beside = looks.including(appearance(cut.crops)).arrays()
-    kinds = dict(sorted(Counter(examples.names).items()))
-    taught = Teaching(by, address(lesson.out), len(examples.names), kinds, "fitted" if gain.pays else "kept")
-    metrics = {"cells held out right before": gain.before.mean(), "cells held out right after": gain.after.mean()}
+def _trial(lesson: Lesson, subject: _Subject, cells: pd.DataFrame, named: tuple[str, ...]) -> Trial | None:
+    """What the body is worth, where it is to learn and the cells are enough."""
+    if lesson.replay is None or len(cells) < FEWEST_CELLS:
+        return None
+    window = replace(subject.model.card, input_px=PATCH_PX, um_per_px=PATCH_UM / PATCH_PX)
+    patches = cut_cells(lesson.out, cells, subject.rows, window).crops
+    return try_body(Crops(patches, named), subject.model, subject.ref, lesson.replay)
+
+
+def _save(lesson: Lesson, subject: _Subject, given: _Named, folder: Path, by: str) -> Taught:
+    chosen, names = _chosen(subject, given), given.examples.names
+    beside = subject.model.beside
+    if chosen.last_layer == "fitted" and (looks := KnownLooks.from_arrays(beside)) is not None:
+        beside = looks.including(appearance(given.cut.crops)).arrays()  # the laboratory is no stranger any more
+    kinds = dict(sorted(Counter(names).items()))
+    taught = Teaching(by, address(lesson.out), len(names), kinds, chosen.last_layer, chosen.replayed)
+    metrics = {"cells held out right before": chosen.before.mean(), "cells held out right after": chosen.after.mean()}
     card = replace(
         subject.model.card,
         name=folder.resolve().name,
         metrics={name: round(float(value), 4) for name, value in metrics.items()},
-        dataset=f"{len(examples.names)} cells of {taught.out}",
+        dataset=f"{len(names)} cells of {taught.out}",
         code_revision=code_revision(),
         parents=(subject.ref,),
         taught=taught,
     )
-    unnamed = tuple(name for i, name in enumerate(card.classes) if not examples.covers[:, i].any())
-    return Taught(registry.save(folder, module, card, beside), examples.names, gain, unnamed, cut.passed_over)
+    card = registry.save(folder, chosen.module, card, beside)
+    unnamed = tuple(name for i, name in enumerate(card.classes) if not given.examples.covers[:, i].any())
+    return Taught(card, chosen.names, chosen.before, chosen.after, given.trial, unnamed, given.cut.passed_over)
+
+
+def _chosen(subject: _Subject, given: _Named) -> _Chosen:
+    """The best of the ways to teach: the body where it pays, else a new last layer, else the one that there was."""
+    trial, examples, layer = given.trial, given.examples, last_layer(subject.model)
+    if trial is not None and trial.pays:
+        return _Chosen(trial.module, trial.names, trial.before, trial.body, "fitted", trial.sets)
+    prior = LastLayer(layer.weight.double().cpu().numpy(), layer.bias.double().cpu().numpy())
+    gain = cross_validate(examples, prior)
+    if not gain.pays:
+        return _Chosen(subject.model.module, examples.names, gain.before, gain.after, "kept")
+    new = fit(examples, prior, gain.strength)
+    module = with_last_layer(subject.model, new.weight, new.bias)
+    return _Chosen(module, examples.names, gain.before, gain.after, "fitted")
 
 
 def _subject(lesson: Lesson) -> _Subject:
