@@ -162,6 +162,10 @@ class Detections:
         return replace(self, boxes=np.clip(self.boxes * np.array([fx, fy] * 2, np.float32), 0, sides))
 
 
+# The probability below which a cell is not given a name: one for all names, or one for each that is given at all.
+Threshold = float | dict[str, float]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class CellNames:
     """What each of N cells is called: its type, and the type that comes second, with their probabilities float32.

@@ -20,6 +20,7 @@ from benchmarks import (
     memory,
     merge,
     overhead,
+    promise,
     readers,
     rivals,
     scale_out,
@@ -147,6 +148,35 @@ def test_limits_are_held_against_laboratories_left_out(
     assert rows["lymphocyte"]["plain"] < 0.5 < rows["lymphocyte"]["corrected"]
     assert rows["lymphocyte"]["corrected width"] > rows["lymphocyte"]["plain width"]
     assert len(report["tables"]["Each laboratory left out"]) == 12
+
+
+def test_a_promise_names_what_every_other_laboratory_has_right() -> None:
+    """Neutrophils are right from a score of 0.6 on, lymphocytes everywhere but in one laboratory."""
+    kinds = ("neutrophil", "lymphocyte", "monocyte")
+    sure, likely, unsure = [[0.9, 0.1, 0.0]] * 20, [[0.62, 0.38, 0.0]] * 20, [[0.52, 0.48, 0.0]] * 20
+    given, true = np.array([*sure, *likely, *unsure, *[[0.0, 0.9, 0.1]] * 20]), ["neutrophil"] * 40 + ["monocyte"] * 20
+    every = (true + ["lymphocyte"] * 20) * 2 + true + ["monocyte"] * 20
+    places = tuple(place for place in "abc" for _ in given)
+    cells = ReferenceCells(np.tile(given, (3, 1)).astype(np.float16), tuple(every), places)
+    blood = load_taxonomy("blood")
+    assert promise.promised(cells, kinds, blood) == {"neutrophil": 0.55}
+    a_and_b = cells.take(np.array(places) != "c")
+    assert promise.promised(a_and_b, kinds, blood) == {"neutrophil": 0.55, "lymphocyte": 0.5}
+    assert promise.promised(cells.take(np.array(places) == "a"), kinds, blood) == {}  # nothing tells of another
+    row = promise.figures(a_and_b, kinds, blood, {"neutrophil": 0.5})
+    assert (row["named"], row["right"]) == (0.75, pytest.approx(2 / 3))
+
+
+def test_the_bundled_classifier_keeps_its_promise(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = figures(capsys, monkeypatch, promise)
+    assert report["claims"][0]["met"]
+    said = ", ".join(
+        f"{name} = {score}"
+        for name, score in sorted(registry.read_card("bundled:classifier").stranger_threshold.items())
+    )
+    assert report["remarks"] == [f"stranger_threshold of all laboratories: {said}"]
 
 
 def test_rivals_on_one_out_leave_the_count_of_one_alone(

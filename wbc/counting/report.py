@@ -89,7 +89,8 @@ def unfamiliar_words(unfamiliarity: float) -> str:
     """What follows from a slide's being `unfamiliar`."""
     return (
         f"unlike any slide the classifier has learnt from ({unfamiliarity:.1f} times as far as those go): only cells "
-        "it is surer of are named, and some names are wrong; check them by eye"
+        "it is surer of are named, types that it cannot tell on such slides are among the unidentified ones, and some "
+        "names are wrong; check them by eye"
     )
 
 

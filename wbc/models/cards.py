@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from wbc.configs import checked
+from wbc.types import Threshold
 
 # What changes no output.
 DESCRIPTION = ("name", "version", "dataset", "metrics", "code_revision", "credits", "parents", "taught")
@@ -53,7 +54,8 @@ class ModelCard:
     `sha256` is of the weights file. A classifier's crops have their light evened first (`wbc.cells.crop.even_light`) or
     not, then their hues spread over the range `hue` (`wbc.cells.hue.adjust_hue`), if it names one.
     `threshold` is the probability below which a classifier's cell is unidentified;
-    `stranger_threshold` takes its place on slides that look like none the classifier has learnt from.
+    `stranger_threshold` takes its place on slides that look like none the classifier has learnt from: one for all, or
+    one for each name that is given there at all.
     `parents` are the models that this one was made from, and `taught` is how.
     `reference_sha256` is of the file of reference cells beside the weights, "" where there is none.
     """
@@ -70,7 +72,7 @@ class ModelCard:
     std: tuple[float, float, float]
     sha256: str
     threshold: float = 0.0
-    stranger_threshold: float | None = None
+    stranger_threshold: Threshold | None = None
     even_light: bool = False
     hue: tuple[float, float] | None = None
     reference_sha256: str = ""

@@ -6,7 +6,7 @@ detections, and how, is in the file's own schema metadata, under `wbc`, as a tab
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from wbc.engine import Engine
 from wbc.sought import Sought
 from wbc.storage.corrections import Correction
 from wbc.storage.tables import SCHEMAS, FieldSeconds, arrow_text, sides, texts, words
-from wbc.types import Precision, ScaleFrom
+from wbc.types import Precision, ScaleFrom, Threshold
 
 FieldStatus = Literal["counted", "failed", "duplicate", "not_counted"]
 _ORIGIN = b"wbc"
@@ -29,16 +29,17 @@ class Kinds:
 
     `reference_sha256` is of its reference cells, "" where it has none; OUT keeps them (`Layout.reference_cells`).
     A slide whose cells look farther than `limit` from those that it has learnt from is a stranger's: there it is sure
-    from `stranger_threshold` on. None where the classifier does not know what is strange.
+    from `stranger_threshold` on, which may be one for each name. None where the classifier does not know what is
+    strange.
     """
 
     names: tuple[str, ...]
     threshold: float
     reference_sha256: str = ""
-    stranger_threshold: float | None = None
+    stranger_threshold: Threshold | None = field(default=None, hash=False)  # a table of names has no hash
     limit: float | None = None
 
-    def threshold_of(self, *, is_strange: bool) -> float:
+    def threshold_of(self, *, is_strange: bool) -> Threshold:
         """The probability below which it is not sure of a cell of a stranger's slide, or of another."""
         return self.stranger_threshold if is_strange and self.stranger_threshold is not None else self.threshold
 

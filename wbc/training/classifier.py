@@ -30,6 +30,7 @@ from wbc.training.loop import Lesson, LoopSettings, fit
 from wbc.training.measure import classifier_figures, count_windows, measure_classifier
 from wbc.training.processes import processes_for, rank, train_together
 from wbc.training.start import check_shown, freeze_parts, start_from_imagenet, start_from_model, untrained
+from wbc.types import Threshold
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +44,9 @@ class ClassifierConfig:
     statistics included (timm's names, with or without a dot at their end).
     `loss` and `sampler` say what a wrong answer costs and how often each kind is drawn.
     Coarse labels of `data` train through the tree of `taxonomy`. A cell that the classifier names with a probability
-    below `threshold` is unidentified; on a slide that looks like none of `data`, below `stranger_threshold`. `watch` is
-    measured now and then while it learns, `measure` at the end. The data must show every class but those that they
-    `may_lack`.
+    below `threshold` is unidentified; on a slide that looks like none of `data`, below `stranger_threshold`, which may
+    be a table of the names that are given there (`python -m benchmarks.promise` chooses them). `watch` is measured now
+    and then while it learns, `measure` at the end. The data must show every class but those that they `may_lack`.
     """
 
     classes: tuple[str, ...]
@@ -56,7 +57,7 @@ class ClassifierConfig:
     data: tuple[CropData, ...]
     name: str = "wbc-classifier"
     threshold: float = 0.0
-    stranger_threshold: float | None = None
+    stranger_threshold: Threshold | None = None
     imagenet: bool = True
     start: str = ""
     frozen: tuple[str, ...] = ()
@@ -74,6 +75,9 @@ class ClassifierConfig:
             raise ValueError("each [[measure]] needs a name for its figures: set")
         if len(self.classes) < 2:
             raise ValueError(f"classes are {list(self.classes)}: a classifier needs two to tell apart")
+        if isinstance(self.stranger_threshold, dict):
+            for name in self.stranger_threshold:
+                load_taxonomy(self.taxonomy).cell_type(name)  # one that is not known would never be given, in silence
 
     def card(self, source: Path) -> ModelCard:
         """The card of a classifier that is trained by this config, whose file is `source`."""

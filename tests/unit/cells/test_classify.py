@@ -117,6 +117,32 @@ def test_a_parent_of_all_classes_names_nothing() -> None:
     assert (names.types.tolist(), names.scores.tolist()) == (["unidentified"], [0.5])
 
 
+@pytest.mark.parametrize(
+    ("chances", "name", "score", "second"),
+    [
+        ((0.1, 0.5, 0.2, 0.0, 0.2), "neutrophil", 0.6, "myelocyte"),
+        ((0.3, 0.19, 0.0, 0.0, 0.51), "unidentified", 0.51, "eosinophil"),
+        ((0.0, 0.1, 0.0, 0.0, 0.9), "eosinophil", 0.9, "segmented_neutrophil"),
+        ((0.0, 0.0, 0.96, 0.04, 0.0), "unidentified", 0.96, "myelocyte"),
+    ],
+)
+def test_with_a_threshold_for_each_name_no_other_name_is_given(
+    chances: tuple[float, ...], name: str, score: float, second: str
+) -> None:
+    """`lymphocyte` is no class, and this blood knows no `macrophage`: neither is in the way."""
+    thresholds = {"neutrophil": 0.5, "eosinophil": 0.85, "lymphocyte": 0.1, "macrophage": 0.1}
+    names = name_cells(np.array([chances], np.float32), CLASSES, WITHOUT_PRIORS, thresholds)
+    assert (names.types.tolist(), names.second_types.tolist()) == ([name], [second])
+    assert names.scores == pytest.approx([score], abs=1e-6)
+
+
+def test_of_names_that_another_taxonomy_takes_for_one_the_highest_threshold_holds() -> None:
+    classes, both = ("band_neutrophil", "segmented_neutrophil", "lymphocyte"), np.array([[0.4, 0.4, 0.2]], np.float32)
+    thresholds = {"band_neutrophil": 0.5, "segmented_neutrophil": 0.9}
+    names = name_cells(np.concatenate([both, [[0.5, 0.45, 0.05]]]), classes, load_taxonomy("wang2021"), thresholds)
+    assert names.types.tolist() == ["unidentified", "granulocyte"]
+
+
 def test_aliases_of_one_type_are_summed_before_the_threshold() -> None:
     chances = np.array([[0.38, 0.37, 0.05, 0.05, 0.15], [0.1, 0.1, 0.1, 0.0, 0.7]], np.float32)
     classes = ("band_neutrophil", "segmented_neutrophil", "lymphocyte", "monocyte", "erythroblast")

@@ -50,7 +50,7 @@ CARD = {
     "std": rgb,
     "sha256": text,
     "threshold": st.floats(0, 1),
-    "stranger_threshold": st.none() | st.floats(0, 1),
+    "stranger_threshold": st.none() | st.floats(0, 1) | st.dictionaries(text, st.floats(0, 1)),
     "even_light": st.booleans(),
     "hue": st.none() | st.tuples(st.floats(0, 89), st.floats(90, 179)),
     "reference_sha256": text,

@@ -1,5 +1,6 @@
 """A count made of evidence alone; a slide unlike all that the classifier has learnt from is named more strictly."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -47,6 +48,13 @@ def test_a_strangers_slide_says_so_and_only_sure_cells_are_named() -> None:
     assert "unfamiliar" in counted.row.flags
     assert names(counted) == ["lymphocyte", "unidentified", "unidentified"]
     assert counted.row.n_unidentified == 2
+
+
+def test_a_stranger_is_given_only_the_names_that_are_promised() -> None:
+    kinds = replace(KINDS, stranger_threshold={"lymphocyte": 0.6})
+    assert names(count([9.0] * 3, kinds)) == ["lymphocyte", "lymphocyte", "unidentified"]
+    assert names(count([9.0] * 3, replace(kinds, stranger_threshold={"monocyte": 0.6}))) == ["unidentified"] * 3
+    assert names(count([4.0] * 3, kinds)) == ["lymphocyte"] * 3
 
 
 def test_only_cells_that_count_tell_how_strange_a_slide_is() -> None:
