@@ -1,5 +1,8 @@
 """The count-slides flow: from a folder of slides to their tables, and a report of what became of each."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -89,7 +92,7 @@ def _outcomes(request: Request, wanted: ClusterSettings, hold: Hold) -> dict[str
     get_run_logger().info("%d slides, %d counted already or from their detections", len(slides), len(outcomes))
 
     if waiting:
-        with open_cluster(wanted, job.device, request.models) as cluster:
+        with open_cluster(wanted, job.device, request.models, job.engine) as cluster, _light_collector():
             work = job.work.for_run(sum(len(slide.field_paths) for slide in waiting), cluster.threads)
             run = Run(replace(job, device=cluster.device, work=work), cluster, request.drawing, listener)
             for outcome in count_all(waiting, run):
@@ -97,6 +100,16 @@ def _outcomes(request: Request, wanted: ClusterSettings, hold: Hold) -> dict[str
                 listener.slide_done(outcome)
                 hold.check()
     return outcomes
+
+
+@contextmanager
+def _light_collector() -> Iterator[None]:
+    """Within, Python's collector leaves out what is there already: libraries, which stay, are most of it."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _publish(report: CountReport, request: Request) -> None:

@@ -11,6 +11,7 @@ from flows.cluster.errors import ClusterError
 from flows.cluster.executor import CheckedExecutor, check_workers
 from flows.cluster.settings import ClusterSettings
 from flows.cluster.start import start
+from wbc.engine import EngineChoice
 from wbc.models.registry import ModelRef
 
 if TYPE_CHECKING:
@@ -33,8 +34,10 @@ class Cluster:
 
 
 @contextmanager
-def open_cluster(settings: ClusterSettings, device: str, models: Sequence[ModelRef]) -> Iterator[Cluster]:
-    """The cluster of `settings` with a first worker up, its code and `models` checked against this machine's.
+def open_cluster(
+    settings: ClusterSettings, device: str, models: Sequence[ModelRef], engine: EngineChoice = "auto"
+) -> Iterator[Cluster]:
+    """The cluster of `settings` with a first worker up that has the `engine`, and this machine's code and `models`.
 
     However the block is left, calls under way are cancelled, and a cluster that was started here is closed; one that
     ran before runs on. Raises ClusterError.
@@ -45,7 +48,7 @@ def open_cluster(settings: ClusterSettings, device: str, models: Sequence[ModelR
         _connect(where, security) as client,
     ):
         _wait_for_worker(client, settings)
-        check_workers(client, models)
+        check_workers(client, models, engine)
         threads, resources = _capacity(client, settings)
         with CheckedExecutor(client) as reading, CheckedExecutor(client, resources) as inference:
             yield Cluster(reading, inference, threads, device_there)

@@ -1,5 +1,6 @@
 """Calls on a cluster's workers, and the check that each worker has this machine's code and models."""
 
+import pickle
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -10,6 +11,8 @@ from weakref import WeakSet
 
 import wbc
 from flows.cluster.errors import ClusterError
+from wbc.engine import EngineChoice
+from wbc.models.engines import check_engine
 from wbc.models.registry import ModelError, ModelRef, read_card
 from wbc.revision import code_revision
 
@@ -23,10 +26,10 @@ CHUNK_RETRIES = 2
 CLOSE_SECONDS = 10
 
 
-def check_workers(client: "Client", models: Sequence[ModelRef]) -> None:
-    """Raises ClusterError naming a worker whose code or `models` are not this machine's."""
+def check_workers(client: "Client", models: Sequence[ModelRef], engine: EngineChoice) -> None:
+    """Raises ClusterError naming a worker whose code or `models` are not this machine's, or without the `engine`."""
     expected = describe_worker([])[:2]
-    for worker, answer in client.run(describe_worker, list(models), on_error="return").items():
+    for worker, answer in client.run(describe_worker, list(models), engine, on_error="return").items():
         if isinstance(answer, Exception):
             raise ClusterError(f"worker {worker} cannot say which wbc it has: {type(answer).__name__}: {answer}")
         if answer[:2] != expected:
@@ -36,9 +39,13 @@ def check_workers(client: "Client", models: Sequence[ModelRef]) -> None:
             raise ClusterError(f"worker {worker}: {answer[2]}")
 
 
-def describe_worker(models: Sequence[ModelRef]) -> tuple[str, str, str]:
-    """On a worker: the version and code revision of its wbc, and what is wrong with its `models` ("" where nothing)."""
+def describe_worker(models: Sequence[ModelRef], engine: EngineChoice = "auto") -> tuple[str, str, str]:
+    """On a worker: the version and code revision of its wbc, and what is wrong with its `models` or `engine`, or ""."""
     faults = []
+    try:
+        check_engine(engine)
+    except ModelError as error:
+        faults.append(str(error))
     for model in models:
         try:
             digest = read_card(model.reference).digest
@@ -50,13 +57,14 @@ def describe_worker(models: Sequence[ModelRef]) -> tuple[str, str, str]:
     return wbc.__version__, code_revision(), "; ".join(faults)
 
 
-def run_checked(revision: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """On a worker: call `function`. Raises ClusterError where the worker's code is not that of `revision`."""
+def run_checked(revision: str, call: bytes) -> Any:
+    """On a worker: make a pickled call. Raises ClusterError where the worker's code is not that of `revision`."""
     if code_revision() != revision:
         from distributed import get_worker
 
         theirs = f"{wbc.__version__} ({code_revision()[:12]})"
         raise ClusterError(f"worker {get_worker().address} has wbc {theirs}, the count began with {revision[:12]}")
+    function, args, kwargs = pickle.loads(call)
     return function(*args, **kwargs)
 
 
@@ -75,11 +83,13 @@ class CheckedExecutor(Executor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Schedule a call. Raises RuntimeError once the cluster is closed."""
+        # As bytes, which the scheduler hands on as they are: arguments it would unpickle, and pickle again.
+        call = pickle.dumps((fn, args, kwargs), pickle.HIGHEST_PROTOCOL)
         with self._lock:
             if self._closed:
                 raise RuntimeError("the cluster is closed")
             key = f"{fn.__name__}-{uuid4().hex}"
-            future: Future[T] = self._dask.submit(run_checked, self._revision, fn, *args, **kwargs | {"key": key})
+            future: Future[T] = self._dask.submit(run_checked, self._revision, call, key=key)
             self._futures.add(future)
             return future
 

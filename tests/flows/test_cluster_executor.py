@@ -56,7 +56,7 @@ def test_worker_with_other_code_is_named(dask_threads: str, monkeypatch: pytest.
     # The workers are threads of this process: only what this machine expects is made to differ.
     answers = iter([(ours[0], "0" * 64, "")])
     real = executor.describe_worker
-    monkeypatch.setattr(executor, "describe_worker", lambda models: next(answers, None) or real(models))
+    monkeypatch.setattr(executor, "describe_worker", lambda *asked: next(answers, None) or real(*asked))
     opening = open_cluster(ClusterSettings(scheduler=dask_threads), "cpu", [])
     words = rf"worker inproc://\S+ has wbc .*{ours[1][:12]}.*this machine .*000000"
     with pytest.raises(ClusterError, match=words), opening:

@@ -87,14 +87,17 @@ def review(
 
     `rows` (N,) are the cells' rows among all that was found. Raises ValueError for a name that the taxonomy lacks.
     """
-    said = [placed.found.get(int(row)) for row in rows]
-    reviews = [None if c is None else Review(name, c.by, c.at) for c, name in zip(said, names.types, strict=True)]
-    types = [name if c is None else taxonomy.resolve(c.cell_type) for c, name in zip(said, names.types, strict=True)]
+    types = names.types.astype(object)
+    reviews: list[Review | None] = [None] * len(rows)
+    for i in np.flatnonzero(np.isin(rows, list(placed.found))):
+        said = placed.found[int(rows[i])]
+        reviews[i] = Review(types[i], said.by, said.at)
+        types[i] = taxonomy.resolve(said.cell_type)
     missed = placed.missed
     added = CellNames.of_types(np.array([taxonomy.resolve(c.cell_type) for c in missed], object))
     return ReviewedCells(
         SlideDetections.concatenate([cells, _boxes(missed, cells.probabilities.shape[1])]) if missed else cells,
-        _joined(replace(names, types=np.array(types, object)), added),
+        _joined(replace(names, types=types), added),
         (*reviews, *(Review(None, c.by, c.at) for c in missed)),
     )
 

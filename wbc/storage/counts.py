@@ -288,9 +288,16 @@ def _parquet(name: TableName, table: pa.Table) -> bytes:
     if name == "slides":
         table = table.replace_schema_metadata({_ROW_DIGEST: _row_digest(table)})
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    # A dictionary of numbers that are all different is work for nothing, and makes the file a third larger.
+    pq.write_table(table, sink, compression="zstd", use_dictionary=_columns_of_words(table.schema))
     content: bytes = sink.getvalue().to_pybytes()
     return content
+
+
+def _columns_of_words(schema: pa.Schema) -> list[str]:
+    """The columns of texts, and of lists of texts, by their paths in the file."""
+    columns = [c.name for c in schema if pa.types.is_string(c.type) or pa.types.is_dictionary(c.type)]
+    return columns + [f"{c.name}.list.element" for c in schema if c.type.equals(pa.list_(pa.string()))]
 
 
 def _table(path: UPath, name: TableName, content: bytes) -> pa.Table:

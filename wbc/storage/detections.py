@@ -7,6 +7,7 @@ detections, and how, is in the file's own schema metadata, under `wbc`, as a tab
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -100,9 +101,9 @@ class SlideDetections:
         """The boxes of all parts, in order; all that have any are of one classifier."""
         whole = [part for part in parts if len(part)] or [*parts[:1], SlideDetections.empty()][:1]
         return SlideDetections(
-            tuple(field for part in whole for field in part.fields),
+            tuple(chain.from_iterable(part.fields for part in whole)),
             np.concatenate([part.boxes for part in whole]),
-            tuple(name for part in whole for name in part.classes),
+            tuple(chain.from_iterable(part.classes for part in whole)),
             np.concatenate([part.scores for part in whole]),
             np.concatenate([part.probabilities for part in whole]),
             np.concatenate([part.distances for part in whole]),
@@ -159,17 +160,17 @@ def detections_table(slide_id: str, detections: SlideDetections, origin: Origin)
     """The `detections` of a slide, numbered from 0 in the order given."""
     n, kinds = len(detections), origin.kinds
     is_named = np.isfinite(detections.probabilities).sum(1) > 0
-    names = list(kinds.names) if kinds else []
+    names = np.array(kinds.names if kinds else (), object)
     columns = [
-        pa.array([slide_id] * n, pa.string()),
+        pa.repeat(slide_id, n),
         texts(detections.fields),
         np.arange(n, dtype=np.int32),
         *sides(detections.boxes),
         words(detections.classes),
         detections.scores,
-        pa.array([names if named else None for named in is_named], pa.list_(pa.string())),
-        _lists(detections.probabilities, is_named),
-        words([origin.detections_id] * n),
+        _lists(pa.array(np.tile(names, is_named.sum()), pa.string()), is_named),
+        _lists(pa.array(detections.probabilities[is_named].ravel(), pa.float16()), is_named),
+        pa.repeat(pa.scalar(origin.detections_id, pa.string()), n).dictionary_encode(),
         pa.array(detections.distances, pa.float32(), from_pandas=True),
     ]
     metadata = {_ORIGIN: json.dumps(asdict(origin)).encode()}
@@ -179,10 +180,11 @@ def detections_table(slide_id: str, detections: SlideDetections, origin: Origin)
 def fields_table(slide_id: str, rows: Iterable[FieldRow]) -> pa.Table:
     """The `fields` of a slide."""
     of_text = ("field", "reason", "duplicate_of")
-    records = [asdict(row) for row in rows]
+    records = [{column: getattr(row, column) for column in SCHEMAS["fields"].names[1:]} for row in rows]
     for record in records:
         record |= {name: None if record[name] is None else arrow_text(record[name]) for name in of_text}
-    return pa.Table.from_pylist([{"slide_id": slide_id} | record for record in records], SCHEMAS["fields"])
+        record |= {"slide_id": slide_id, "seconds": asdict(record["seconds"])}
+    return pa.Table.from_pylist(records, SCHEMAS["fields"])
 
 
 def evidence_of(slide_id: str, fields_read: pa.Table, detections_read: pa.Table) -> Evidence:
@@ -195,11 +197,10 @@ def evidence_of(slide_id: str, fields_read: pa.Table, detections_read: pa.Table)
         raise ValueError(f"{slide_id}: fields and detections cannot be read: {error}") from error
 
 
-def _lists(probabilities: NDArray[np.float16], is_named: NDArray[np.bool_]) -> pa.Array:
-    """The rows of a matrix as lists, null where not named."""
-    lengths = np.where(is_named, probabilities.shape[1], 0)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    values = pa.array(probabilities[is_named].ravel(), pa.float16())
+def _lists(values: pa.Array, is_named: NDArray[np.bool_]) -> pa.Array:
+    """`values` in lists of one length, in order, one for each row that is named; null for the others."""
+    length = len(values) // max(1, is_named.sum())
+    offsets = np.concatenate([[0], np.cumsum(is_named * length)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(~is_named))
 
 

@@ -5,7 +5,7 @@ Facts about files, true whichever count stands: lost, they cost no more than a d
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 
 from upath import UPath
@@ -67,7 +67,8 @@ class FieldRecord:
 
 def write_stamps(out: UPath, slide: Slide, records: Mapping[str, FieldRecord]) -> None:
     """Keep the records of a slide's fields by file name. Raises OSError where they cannot be written."""
-    content = json.dumps({name: asdict(record) for name, record in records.items()}, indent=1)
+    told = {name: {"size": r.size, "modified": r.modified, "sha256": r.sha256} for name, r in records.items()}
+    content = json.dumps(told)
     write_whole(Layout(out).stamps(slide.slide_id), content.encode())
 
 

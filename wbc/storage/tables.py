@@ -220,7 +220,7 @@ def cells_table(
             f"{n} fields, boxes {boxes.shape}, {len(names.types)} types, {len(scores)} and {len(names.scores)} scores"
         )
     columns = [
-        pa.array([slide_id] * n, pa.string()),
+        pa.repeat(slide_id, n),
         texts(field_names),
         np.arange(n, dtype=np.int32),
         *sides(boxes),
@@ -243,8 +243,8 @@ def sides(boxes: NDArray[np.float32]) -> list[NDArray[np.float32]]:
 
 def texts(values: Sequence[str]) -> pa.Array:
     """A column of texts that Arrow takes, many of them alike: a slide's cells lie in few fields."""
-    safe = {value: arrow_text(value) for value in set(values)}
-    return pa.array([safe[value] for value in values], pa.string())
+    unsafe = {value: safe for value in set(values) if (safe := arrow_text(value)) != value}
+    return pa.array([unsafe.get(value, value) for value in values] if unsafe else values, pa.string())
 
 
 def words(values: Iterable[str | None]) -> pa.Array:
