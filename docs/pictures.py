@@ -1,6 +1,7 @@
-"""The README's pictures, made anew by `python docs/pictures.py`: a real count of rendered slides.
+"""The documents' pictures, made anew by `python docs/pictures.py`: a real count of rendered slides, and measured bars.
 
-pictures/terminal.svg shows what `wbc count` printed, pictures/annotated.jpg the middle of an annotated field.
+pictures/terminal.svg shows what `wbc count` printed, pictures/annotated.jpg the middle of an annotated field,
+pictures/peers.svg the table of measurements.md that holds the detector beside others.
 """
 
 import io
@@ -46,8 +47,28 @@ def draw_terminal(command: str, output: str, target: Path) -> None:
     target.write_text(re.sub(r"@font-face {.*?}", "", console.export_svg(title="wbc"), flags=re.DOTALL))
 
 
+def draw_peers(measurements: str, target: Path) -> None:
+    """Bars of CPU-seconds a field and AP50 of each way, by the table that `benchmarks.peers` printed."""
+    from matplotlib.figure import Figure
+
+    table = measurements.split("## The detector beside others")[1].split("\n## ")[0]
+    head, _, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.split("\n\n")[2].splitlines()
+    ]
+    names = [row[0] for row in rows]
+    figure = Figure(figsize=(8, 2.6), layout="constrained")
+    for axes, column in zip(figure.subplots(1, 2, sharey=True), ("CPU s a field", "AP50"), strict=True):
+        values = [float(row[head.index(column)]) for row in rows]
+        axes.bar_label(axes.barh(names, values, color=["#b03060" if n.startswith("wbc") else "#999999" for n in names]))
+        axes.set(xlabel=column, xlim=(0, max(values) * 1.2))
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].invert_yaxis()
+    figure.savefig(target, metadata={"Date": None})
+
+
 def main() -> None:
     PICTURES.mkdir(exist_ok=True)
+    draw_peers((PICTURES.parent / "measurements.md").read_text(), PICTURES / "peers.svg")
     with tempfile.TemporaryDirectory() as folder:
         run_in_terminal("wbc synth slides --slides 1 --fields 8 --seed 1", folder)
         command = "wbc count slides --out out --annotate"

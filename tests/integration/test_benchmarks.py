@@ -26,6 +26,7 @@ from benchmarks import (
     scale_out,
     start_up,
     white_cells,
+    whole_run,
 )
 from wbc.counting.slide import Job, count_slide
 from wbc.models import builders, registry
@@ -62,6 +63,18 @@ def test_overhead_tells_the_whole_from_the_models(
     assert report["claims"][0]["value"] == pytest.approx(runs[0]["overhead"])
     assert {"decode", "store: write", "store: read", "scale", "tile, tensors, merge"} < {row["part"] for row in steps}
     assert [row["part"] for row in startup] == ["imports", "models", "first run, beyond a later one"]
+
+
+def test_a_whole_run_takes_turns_with_the_bare_model(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("--fields", "1", "--rounds", "1", "--size", "240", "320", "--engines", "torch")
+    report = figures(capsys, monkeypatch, whole_run, *asked)
+    ((row,),) = report["tables"].values()
+    assert 0 < row["bare"] < row["whole"]
+    of_bare, beyond = (claim["value"] for claim in report["claims"])
+    assert of_bare == pytest.approx(row["bare"] / row["detect"])
+    assert beyond == pytest.approx(row["whole"] / row["bare"] - 1)
 
 
 def test_memory_compares_a_short_slide_with_a_long_one(

@@ -1,0 +1,94 @@
+"""The detector's whole way on fields of one size, by each engine, beside the bare model on the same pixels.
+
+In turns, CPU-seconds a field: *bare* is the module on the tensors that reached it, in the same batches, from memory;
+*detect* is scaling, tiles, module and merge; *whole* is a count of the slide's files with all tables. One torch thread.
+"""
+
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from upath import UPath
+
+from benchmarks.common import Claim, Report, Row, cpu_of, parser, show
+from benchmarks.overhead import recording
+from wbc.cells.detect import detect
+from wbc.counting.slide import Job, count_slide
+from wbc.engine import EngineChoice
+from wbc.models import registry
+from wbc.models.engines import ready_detector
+from wbc.storage.images import read_field
+from wbc.storage.slides import discover
+from wbc.synth.smear import SmearSettings, render_slides
+from wbc.taxonomy import load_taxonomy
+from wbc.types import Slide
+
+MOST_BEYOND, LEAST_OF_BARE = 0.05, 0.9
+
+
+def ways_of(slide: Slide, job: Job) -> dict[str, Callable[[], Any]]:
+    """What is timed, by name; the model is loaded and warm."""
+    fields = [read_field(path) for path in slide.field_paths]
+    model, scale = ready_detector(job.detector, "cpu", job.engine), slide.um_per_px or 0.0
+
+    def look() -> None:
+        detect(fields, model, scale, job.settings.lowest_score, job.settings.tiles, job.work.batch_px)
+
+    def count() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            count_slide(slide, job, executor)
+
+    with recording(model.module) as calls:
+        look()
+    count()
+    return {"bare": calls.replay, "detect": look, "whole": count}
+
+
+def measure(slide: Slide, jobs: dict[EngineChoice, Job], rounds: int) -> Report:
+    """Medians of rounds in turns, and for each engine how much of the time the bare model has."""
+    ways = {(engine, name): way for engine, job in jobs.items() for name, way in ways_of(slide, job).items()}
+    spent: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way, run in ways.items():
+            spent[way].append(cpu_of(run)[1] / len(slide.field_paths))
+    rows: list[Row] = [
+        {"engine": engine} | {name: median(spent[engine, name]) for name in ("bare", "detect", "whole")}
+        for engine in jobs
+    ]
+    claims = []
+    for engine in jobs:
+        of_bare = [b / d for b, d in zip(spent[engine, "bare"], spent[engine, "detect"], strict=True)]
+        beyond = [w / b - 1 for b, w in zip(spent[engine, "bare"], spent[engine, "whole"], strict=True)]
+        claims.append(Claim(f"{engine}: fields a second, of the bare model's", median(of_bare), at_least=LEAST_OF_BARE))
+        claims.append(Claim(f"{engine}: whole run beyond the bare model", median(beyond), at_most=MOST_BEYOND))
+    return Report(f"{len(slide.field_paths)} fields", claims, {"CPU-seconds a field": rows})
+
+
+def main() -> None:
+    """The command line."""
+    command = parser(__doc__ or "")
+    command.add_argument("--fields", type=int, default=12)
+    command.add_argument("--size", type=int, nargs=2, default=[480, 640], metavar=("HEIGHT", "WIDTH"))
+    command.add_argument("--um-per-px", type=float, default=0.2)
+    command.add_argument("--engines", nargs="+", default=["torch", "openvino"])
+    command.add_argument("--rounds", type=int, default=3)
+    chosen = command.parse_args()
+    torch.set_num_threads(1)
+    ref, _ = registry.resolve("bundled:detector", "detector")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        settings = SmearSettings(height_px=chosen.size[0], width_px=chosen.size[1], um_per_px=chosen.um_per_px)
+        render_slides(folder / "slides", 1, chosen.fields, 1, settings)
+        slide = replace(discover(UPath(folder / "slides"))[0], um_per_px=chosen.um_per_px)
+        job = Job(UPath(folder / "out"), ref, None, load_taxonomy("blood"), device="cpu", force=True)
+        jobs = {engine: replace(job, out=UPath(folder / engine), engine=engine) for engine in chosen.engines}
+        show(measure(slide, jobs, chosen.rounds), as_json=chosen.json)
+
+
+if __name__ == "__main__":
+    main()
