@@ -40,6 +40,9 @@ def test_a_training_becomes_a_version_with_curves_pictures_and_artifacts(tmp_pat
     assert shown >= {"curves.png", "predictions.png", "order.json"}
     history = tracking._mlflow().MlflowClient().get_metric_history(version.run_id, "loss")
     assert [point.step for point in history] == [1, 2, 3, 4]
+    described = tracking._mlflow().MlflowClient().get_model_version("wbc-detector", "1").description
+    assert described.startswith("A detector of rbc, wbc, at 0.2 µm per px.")
+    assert f"![curves.png](get-artifact?path=curves.png&run_uuid={version.run_id})" in described
     watched = tracking._mlflow().MlflowClient().get_metric_history(version.run_id, "held out AP50")
     assert [point.step for point in watched] == [2, 4]
     (progress,) = artifacts(folder.name.lower())
@@ -75,7 +78,7 @@ def test_both_models_learn_from_what_is_new_and_from_nothing_else(tmp_path: Path
 
 
 def test_a_model_that_cannot_be_trained_costs_the_other_nothing(tmp_path: Path) -> None:
-    store, (detector, classifier) = add(tmp_path, 2), configs(tmp_path, steps=2)
+    store, (detector, classifier) = add(tmp_path, 3), configs(tmp_path, steps=2)
     classifier.write_text(classifier.read_text().replace('"monocyte"]', '"monocyte", "basophil"]'))
     with pytest.raises(NotRetrained, match=r"classifier: .*no sample of basophil"):
         retrain(str(tmp_path), str(tmp_path / "runs"), str(detector), str(classifier), device="cpu")

@@ -240,8 +240,10 @@ def _word(key: str) -> str:
     return re.sub(r"[^\w\-. :/]", "_", key)[:250]
 
 
-def store(name: str, run_id: str, files: Sequence[Path], metrics: Mapping[str, float], tags: Mapping[str, str]) -> int:
-    """Make files the next version of the registered model `name`; its number.
+def store(
+    name: str, run_id: str, files: Sequence[Path], metrics: Mapping[str, float], tags: Mapping[str, str], page: str
+) -> int:
+    """Make files the next version of the registered model `name`, which MLflow's page describes so; its number.
 
     The version is made last, in one step, when all its files are there: until then, and where anything fails, there is
     none. Raises ModelError where MLflow fails.
@@ -254,7 +256,7 @@ def store(name: str, run_id: str, files: Sequence[Path], metrics: Mapping[str, f
             log_figures(run_id, metrics, model_id=model_id)
             _check_whole(client, model_id, files)
             client.finalize_logged_model(model_id, "READY")
-            return _publish(client, name, model_id, run_id, tags)
+            return _publish(client, name, model_id, run_id, tags, page)
         except BaseException:
             with suppress(Exception):  # where the server is away what is left is no version, only a model that is none
                 client.delete_logged_model(model_id)
@@ -279,13 +281,12 @@ def _check_whole(client: Any, model_id: str, files: Sequence[Path]) -> None:
     """Raises ModelError unless MLflow has every file in its full length."""
     there = {file.path: file.file_size for file in client.list_logged_model_artifacts(model_id)}
     for file in files:
-        if there.get(file.name) not in (file.stat().st_size, None) or file.name not in there:
-            raise ModelError(
-                f"{file.name} arrived in MLflow with {there.get(file.name)} of {file.stat().st_size} bytes"
-            )
+        size, came = file.stat().st_size, there.get(file.name)
+        if came not in (size, None) or file.name not in there:
+            raise ModelError(f"{file.name} arrived in MLflow with {came} of {size} bytes")
 
 
-def _publish(client: Any, name: str, model_id: str, run_id: str, tags: Mapping[str, str]) -> int:
+def _publish(client: Any, name: str, model_id: str, run_id: str, tags: Mapping[str, str], page: str) -> int:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -294,9 +295,8 @@ def _publish(client: Any, name: str, model_id: str, run_id: str, tags: Mapping[s
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     source = f"models:/{model_id}"
-    made = client.create_model_version(
-        name, source, run_id, tags={k: v[:5000] for k, v in tags.items() if v}, model_id=model_id
-    )
+    kept = {k: v[:5000] for k, v in tags.items() if v}
+    made = client.create_model_version(name, source, run_id, tags=kept, model_id=model_id, description=page[:5000])
     # A server that went away after it had made a version was asked again, and has made another.
     for other in client.search_model_versions(f"name = '{name}'"):
         if other.source == source and other.version != made.version:

@@ -17,6 +17,7 @@ from wbc.models import tracking
 from wbc.models.cards import ModelCard, ModelError, ModelRef, Task
 from wbc.models.registry import CARD, REFERENCE_CELLS, WEIGHTS, bundled_models, locate, read_card
 from wbc.models.tracking import StoredVersion
+from wbc.models.version_page import describe
 
 __all__ = [
     "CHALLENGER",
@@ -77,7 +78,9 @@ def register(folder: Path, name: str, fit: Fit = Fit()) -> int:
         if fit.run_id:
             tracking.log_params(run_id, fit.params)
         tracking.keep_files(run_id, fit.files)
-        number = tracking.store(name, run_id, _files(folder, card), {**card.metrics, **fit.metrics}, _tags(card, fit))
+        metrics = {**card.metrics, **fit.metrics}
+        page = describe(card, metrics, fit.files, run_id)
+        number = tracking.store(name, run_id, _files(folder, card), metrics, _tags(card, fit), page)
     except BaseException:
         tracking.give_up_run(run_id)
         raise
