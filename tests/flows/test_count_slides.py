@@ -77,10 +77,11 @@ def statuses(report: CountReport) -> dict[str, str]:
 
 def newest_page() -> Any:
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactCollectionFilter, ArtifactCollectionFilterKey
 
+    ours = ArtifactCollectionFilter(key=ArtifactCollectionFilterKey(any_=["count-slides"]))
     with get_client(sync_client=True) as client:
-        (artifact,) = client.read_latest_artifacts(limit=1)
-    assert artifact.key == "count-slides"
+        (artifact,) = client.read_latest_artifacts(artifact_filter=ours)
     return artifact
 
 

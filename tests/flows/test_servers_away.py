@@ -97,7 +97,8 @@ def check_all_is_told(site: Site) -> None:
     client = MlflowClient(site.registry)
     (version,) = client.search_model_versions("name = 'wbc-classifier'")
     history = client.get_metric_history(version.run_id, "loss")
-    assert sorted(point.step for point in history) == list(range(1, STEPS + 1))
+    # What a server kept and could no longer answer for has been sent again: a point may be there twice.
+    assert sorted({point.step for point in history}) == list(range(1, STEPS + 1))
     assert client.get_run(version.run_id).info.status == "FINISHED"
     (run,) = asked(f"{site.api}/flow_runs/filter", {})
     assert run["state"]["type"] == "COMPLETED"
