@@ -4,9 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +34,15 @@ def own_prefect_server(folder: Path, port: int) -> Iterator[str]:
         process.wait()
 
 
-def asked(address: str, values: object = None) -> Any:
-    """What a server answers."""
+def asked(address: str, values: object = None, tries: int = 10) -> Any:
+    """What a server answers; where its SQLite is busy it says 503, and is asked again, as Prefect's client does."""
     body = None if values is None else json.dumps(values).encode()
     request = urllib.request.Request(address, body, {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.loads(answer.read() or b"null")
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read() or b"null")
+    except urllib.error.HTTPError as error:
+        if error.code != HTTPStatus.SERVICE_UNAVAILABLE or tries == 1:
+            raise
+    time.sleep(1)
+    return asked(address, values, tries - 1)
