@@ -31,25 +31,25 @@ def job(tmp_path: Path) -> Job:
     return make_job(UPath(tmp_path / "out"))
 
 
-def shard_of(job: Job, index: int) -> Path:
-    (shard,) = Path(job.pixels_group("s1").path).joinpath(f"{index:05d}").rglob("c.*")
-    return shard
+def chunk_of(job: Job, index: int) -> Path:
+    (chunk,) = Path(job.pixels_group("s1").path).joinpath(f"{index:05d}").rglob("c.*")
+    return chunk
 
 
 def lose(job: Job) -> None:
-    shard_of(job, 1).unlink()
+    chunk_of(job, 1).unlink()
 
 
 def blank(job: Job) -> None:
-    shard_of(job, 1).write_bytes(b"\0" * shard_of(job, 1).stat().st_size)
+    chunk_of(job, 1).write_bytes(b"\0" * chunk_of(job, 1).stat().st_size)
 
 
 def swap(job: Job) -> None:
-    shutil.copy(shard_of(job, 0), shard_of(job, 1))
+    shutil.copy(chunk_of(job, 0), chunk_of(job, 1))
 
 
 def lose_metadata(job: Job) -> None:
-    shutil.rmtree(shard_of(job, 1).parent)
+    shutil.rmtree(chunk_of(job, 1).parent)
 
 
 def cells_by_field(job: Job) -> dict[str, int]:

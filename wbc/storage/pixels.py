@@ -1,4 +1,4 @@
-"""One slide's pixels in one Zarr 3 group: an array a field, one shard each, chunks of tile size."""
+"""One slide's pixels in one Zarr 3 group: an array a field, one chunk each, uncompressed."""
 
 import hashlib
 from dataclasses import dataclass
@@ -8,14 +8,10 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from upath import UPath
-from zarr.codecs import BloscCodec
 from zarr.storage import FsspecStore, LocalStore
 
 from wbc.storage.atomic import local_path, remove_folder
 from wbc.types import FieldKey, Slide
-
-CHUNK_PX = 640
-COMPRESSION = BloscCodec(cname="lz4", clevel=1, shuffle="noshuffle")
 
 
 def create_group(group: UPath, slide: Slide) -> None:
@@ -48,16 +44,14 @@ def write_pixels(group: UPath, key: FieldKey, pixels: NDArray[np.uint8]) -> Stor
     """
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise ValueError(f"{key}: pixels are {pixels.dtype} {pixels.shape}, not uint8 (H,W,3)")
-    side = CHUNK_PX
-    shard = tuple(-(-length // side) * side for length in pixels.shape[:2])
+    # A field is written and read once, and whole: compressing it, and cutting it up, cost six times as much.
     array = zarr.create_array(
         _store(group),
         name=_name(key),
         shape=pixels.shape,
         dtype="uint8",
-        chunks=(side, side, 3),
-        shards=(*shard, 3),
-        compressors=COMPRESSION,
+        chunks=pixels.shape,
+        compressors=None,
         chunk_key_encoding={"name": "default", "separator": "."},  # "/" is three folders more for a field's one file
         overwrite=True,
         dimension_names=("y", "x", "channel"),
@@ -70,7 +64,7 @@ def write_pixels(group: UPath, key: FieldKey, pixels: NDArray[np.uint8]) -> Stor
 def read_pixels(group: UPath, key: FieldKey, expected: StoredPixels) -> NDArray[np.uint8]:
     """A field's pixels, uint8 (H,W,3), the very ones that are `expected`. Raises PixelsLost.
 
-    Zarr itself reads a missing shard as zeros: a black field without a cell.
+    Zarr itself reads a missing chunk as zeros: a black field without a cell.
     """
     try:
         array = zarr.open_array(_store(group), path=_name(key), mode="r")

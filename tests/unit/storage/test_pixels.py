@@ -59,11 +59,11 @@ def test_a_new_group_has_nothing_of_the_old_one(group: UPath) -> None:
         read_pixels(group, FieldKey("s1", 0), stored)
 
 
-def test_a_shard_that_is_gone_is_no_black_field(group: UPath) -> None:
+def test_a_chunk_that_is_gone_is_no_black_field(group: UPath) -> None:
     create_group(group, SLIDE)
     stored = write_pixels(group, FieldKey("s1", 0), noise(40, 40))
-    (shard,) = (path for path in group.fs.find(group.path) if "/c." in path)
-    group.fs.rm_file(shard)
+    (chunk,) = (path for path in group.fs.find(group.path) if "/c." in path)
+    group.fs.rm_file(chunk)
     with pytest.raises(PixelsLost, match="not the pixels that were written"):
         read_pixels(group, FieldKey("s1", 0), stored)
 
@@ -87,7 +87,7 @@ def test_plain_zarr_reads_the_group_and_learns_which_field_is_which(tmp_path: Pa
     assert isinstance(array.metadata, ArrayV3Metadata)
     assert array.metadata.dimension_names == ("y", "x", "channel")
     files = [p.name for p in (tmp_path / "s1.zarr" / "00001").rglob("*") if p.is_file()]
-    assert len(files) == 2, "a field is its metadata and one shard"
+    assert len(files) == 2, "a field is its metadata and one chunk"
     assert np.array_equal(np.asarray(array[100:200, :, :]), noise(700, 650)[100:200])
 
 
