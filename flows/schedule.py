@@ -10,6 +10,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar, cast
 
 from prefect import get_run_logger
+from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
 from prefect.utilities.annotations import opaque, quote
 
@@ -45,7 +46,22 @@ def count_all(slides: Iterable[Slide], run: Run) -> Iterator[SlideOutcome]:
             work = _start(waiting.popleft(), run)
             under_way[work.slide.slide_id] = work
             work.stages[-1].add_done_callback(partial(_tell, finished, work.slide.slide_id))
-        yield _outcome(under_way.pop(finished.get()), run)
+        work = under_way.pop(finished.get())
+        yield _outcome(work, run)
+        _forget(work)
+
+
+def _forget(work: Work) -> None:
+    """Let Prefect's flow run drop what it keeps of each task to its end: ten thousand slides' would be a lot.
+
+    States by result are for results that become arguments, of which there are none; events cancel what has not ended.
+    """
+    context = FlowRunContext.get()
+    if context is not None:
+        context.run_results.clear()
+        cancel_events = getattr(context.task_runner, "_cancel_events", {})
+        for stage in work.stages:
+            cancel_events.pop(stage.task_run_id, None)
 
 
 def _tell(finished: SimpleQueue[str], slide_id: str, _future: PrefectFuture[Any]) -> None:
