@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import torch
 from filelock import FileLock
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
 from wbc.models.bfloat16 import has_bfloat16
@@ -20,7 +21,7 @@ from wbc.models.faster_rcnn import FasterRCNN
 from wbc.models.inference import fold_batch_norms
 from wbc.models.pyramid import PyramidBackbone, TwoWayBackbone
 
-FORMAT = 1  # raised where what is converted, or how, changes
+FORMAT = 2  # raised where what is converted, or how, changes
 NETWORK, DIGESTS = "network.xml", "digests.json"
 CPU = torch.device("cpu")
 logger = logging.getLogger(__name__)
@@ -81,11 +82,32 @@ class _Network(nn.Module):
         self.backbone, self.head = copy.deepcopy(module.backbone), copy.deepcopy(module.rpn.head)
         self.backbone.half_precision = self.head.half_precision = False
         fold_batch_norms(self.backbone)
+        pad_by_constants(self.backbone)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         maps = list(self.backbone(pixels).values())
         logits, deltas = self.head(maps)
         return tuple(level.permute(0, 2, 3, 1) for level in (*maps, *logits, *deltas))
+
+
+def pad_by_constants(module: nn.Module) -> None:
+    """TensorFlow's paddings as they are where sides are multiples of the stride, in place.
+
+    timm reckons them from each input's sides; constant ones become part of OpenVINO's convolution, and copy nothing.
+    """
+    for parent in list(module.modules()):
+        for name, layer in parent.named_children():
+            if isinstance(layer, Conv2dSame):
+                setattr(parent, name, _padded(layer))
+
+
+def _padded(layer: Conv2dSame) -> nn.Module:
+    spans = [d * (k - 1) + 1 for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+    down, across = (max(0, span - stride) for span, stride in zip(spans, layer.stride, strict=True))
+    sizes: dict[str, Any] = {"kernel_size": layer.kernel_size, "stride": layer.stride, "dilation": layer.dilation}
+    plain = nn.Conv2d(layer.in_channels, layer.out_channels, groups=layer.groups, **sizes)
+    plain.weight, plain.bias = layer.weight, layer.bias
+    return nn.Sequential(nn.ZeroPad2d((across // 2, across - across // 2, down // 2, down - down // 2)), plain)
 
 
 def _openvino() -> Any:
@@ -131,7 +153,7 @@ def _convert(module: Any, folder: Path) -> None:
     logger.info("converting the detector for OpenVINO, once")
     openvino = _openvino()
     with warnings.catch_warnings():
-        # OpenVINO reads what torch.jit.trace writes; timm's paddings become constants, right for multiples of 32.
+        # OpenVINO reads what torch.jit.trace writes.
         warnings.simplefilter("ignore")
         network = openvino.convert_model(_Network(module).eval(), example_input=torch.zeros(1, 3, 256, 320))
     network.reshape([-1, 3, -1, -1])
