@@ -72,8 +72,9 @@ def test_a_whole_run_takes_turns_with_the_bare_model(
     report = figures(capsys, monkeypatch, whole_run, *asked)
     ((row,),) = report["tables"].values()
     assert 0 < row["bare"] < row["whole"]
-    of_bare, beyond = (claim["value"] for claim in report["claims"])
+    of_bare, alone, beyond = (claim["value"] for claim in report["claims"])
     assert of_bare == pytest.approx(row["bare"] / row["detect"])
+    assert alone == pytest.approx(row["bare"] / row["alone"])
     assert beyond == pytest.approx(row["whole"] / row["bare"] - 1)
 
 
