@@ -11,6 +11,8 @@ from flows.result import publish
 from flows.training import challenge, gate, settle_order, trained_version
 from flows.training_parameters import RetrainingParameters
 from wbc import __version__
+from wbc.evaluation.frozen import read_frozen
+from wbc.evaluation.unseen import check_unseen
 from wbc.training.orders import Settled
 
 
@@ -36,6 +38,8 @@ def retrain(parameters: RetrainingParameters) -> list[str]:
             if settled.stores and settled.n_new < parameters.least_new:
                 get_run_logger().info("%s: %d annotations are new: not trained", order.task, settled.n_new)
                 continue
+            if parameters.frozen is not None:
+                check_unseen(settled, read_frozen(Path(parameters.frozen), Path(parameters.data)))
             trained, reference = trained_version(settled)
             results.append((trained, reference, _judged(reference, parameters)))
             learnt.append(settled)

@@ -41,7 +41,7 @@ um_per_px = 0.2
 [[watch]]
 set = "held out"
 format = "store"
-store = "store"
+store = "held-out"
 um_per_px = 0.2
 """
 CLASSIFIER = """
@@ -72,7 +72,13 @@ um_per_px = 0.2
 
 
 def configs(folder: Path, steps: int = 4, start: str = "") -> tuple[Path, Path]:
-    """The configs of a tiny detector and a tiny classifier that learn from the store in `folder`."""
+    """The configs of a tiny detector and a tiny classifier that learn from the store in `folder`.
+
+    The detector is watched on a picture of another one.
+    """
+    held = AnnotationStore(UPath(folder / "held-out"))
+    if not held.shards():
+        held.add(pictures(folder / "held", 1, seed=99), by="ada", source="painted")
     paths = folder / "detector.toml", folder / "classifier.toml"
     for path, text in zip(paths, (DETECTOR, CLASSIFIER), strict=True):
         reference = start.format(path.stem)

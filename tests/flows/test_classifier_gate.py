@@ -32,14 +32,15 @@ um_per_px = 0.2
 
 
 def smears(folder: Path, n: int, seed: int) -> list[LabelledPicture]:
-    """Pictures of two small lymphocytes and two large monocytes each."""
+    """Pictures of two small lymphocytes and two large monocytes each, no two cells alike."""
     folder.mkdir(parents=True)
     labelled = []
     for i in range(n):
         rng = np.random.default_rng([seed, i])
         labels = ("lymphocyte", "monocyte") * 2
         discs = [(45 + 80 * k, 60 + int(rng.integers(30)), RADIUS_PX[kind]) for k, kind in enumerate(labels)]
-        pixels = paint(150, 340, discs) + rng.integers(-12, 13, (150, 340, 3))
+        cloud = Image.fromarray(rng.integers(0, 60, (15, 34)).astype(np.uint8)).resize((340, 150))
+        pixels = paint(150, 340, discs) + rng.integers(-12, 13, (150, 340, 3)) - np.asarray(cloud, int)[..., None]
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
         boxes = np.array([(x - r, y - r, x + r + 1, y + r + 1) for x, y, r in discs], np.float32)
         labelled.append(LabelledPicture(folder / f"{i}.png", boxes, labels))

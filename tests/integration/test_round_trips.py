@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 
 from wbc.datasets.coco import read_coco, write_coco
+from wbc.datasets.crops import TableForm, read_crop_table
 from wbc.datasets.formats import Source, read_source, write_pictures
 from wbc.datasets.geojson import read_geojson, write_geojson
 from wbc.datasets.labels import LabelledPicture, find_pictures
-from wbc.datasets.splits import check_apart, divide
+from wbc.datasets.splits import Prints, check_apart, divide, prints_of, prints_of_cells
 from wbc.datasets.via import read_via, write_via
 from wbc.datasets.voc import read_voc
 from wbc.datasets.yolo import read_yolo
@@ -62,11 +63,11 @@ def test_through_every_format_that_is_written(pictures: list[LabelledPicture], t
 
 
 def test_official_splits_are_apart_but_for_one_field_that_was_photographed_twice(real_data: Path) -> None:
-    sides: dict[str, list[LabelledPicture]] = {}
+    sides: dict[str, Prints] = {}
     none = np.zeros((0, 4), np.float32)
     for name in ("train", "val", "test"):
         stems = (real_data / "bccd" / "splits" / f"{name}.txt").read_text().split()
-        sides[name] = [LabelledPicture(real_data / "bccd" / "images" / f"{s}.jpg", none, ()) for s in stems]
+        sides[name] = prints_of([LabelledPicture(real_data / "bccd/images" / f"{s}.jpg", none, ()) for s in stems])
     check_apart({"train": sides["train"], "test": sides["test"]})
     check_apart({"val": sides["val"], "test": sides["test"]})
     with pytest.raises(ValueError, match=r"1 pairs: \S*BloodImage_00038.jpg and \S*BloodImage_00037.jpg"):
@@ -74,9 +75,21 @@ def test_official_splits_are_apart_but_for_one_field_that_was_photographed_twice
     table = pd.read_csv(real_data / "pbc" / "central_cell.csv")
     found = find_pictures(real_data / "pbc" / "images")
     parts = {
-        str(name): [LabelledPicture(found[s], none, ()) for s in rows] for name, rows in table.groupby("split")["image"]
+        str(name): prints_of([LabelledPicture(found[s], none, ()) for s in rows])
+        for name, rows in table.groupby("split")["image"]
     }
     check_apart(parts)
+
+
+def test_official_splits_of_single_cells_are_apart_but_for_one_file_that_is_there_twice(real_data: Path) -> None:
+    forms = {"mll_marrow": TableForm(0.085), "pbc_cells": TableForm(0.1018, leave_out=("platelet", "PMY_497134.jpg"))}
+    for table, form in forms.items():
+        path = real_data / f"{table}.parquet"
+        check_apart({split: prints_of_cells(read_crop_table(path, split, form)) for split in ("train", "val", "test")})
+    kept = TableForm(0.1018, leave_out=("platelet",))
+    cells = {split: prints_of_cells(read_crop_table(path, split, kept)) for split in ("train", "val")}
+    with pytest.raises(ValueError, match=r"1 pairs: .*PMY_586364.jpg and .*PMY_497134.jpg \(the same file\)"):
+        check_apart(cells)
 
 
 def test_copies_that_are_augmented_are_known_where_they_are_pooled(real_data: Path, tmp_path: Path) -> None:
@@ -88,7 +101,7 @@ def test_copies_that_are_augmented_are_known_where_they_are_pooled(real_data: Pa
         (tmp_path / f"{number}.jpg").write_bytes(content)
         pictures.append(LabelledPicture(tmp_path / f"{number}.jpg", np.zeros((0, 4), np.float32), ()))
     with pytest.raises(ValueError, match=r"train and held share sources, \d+ pairs: .*\.jpg and .*\.jpg"):
-        check_apart({"train": pictures[:3000], "held": pictures[3000:]})
+        check_apart({"train": prints_of(pictures[:3000]), "held": prints_of(pictures[3000:])})
     train, held = divide(pictures[:400], 0.1, 0)
     assert (len(train) + len(held), 0 < len(held) < 60) == (400, True)
-    check_apart({"train": train, "held": held})
+    check_apart({"train": prints_of(train), "held": prints_of(held)})

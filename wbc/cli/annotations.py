@@ -154,7 +154,7 @@ def _read(source: "Source") -> "tuple[list[LabelledPicture], list[str]]":
 
 def _shared(pictures: "list[LabelledPicture]", splits: list[str]) -> list[str]:
     """What is wrong with splits of pictures, given as NAME=FILE of stems."""
-    from wbc.datasets.splits import check_apart
+    from wbc.datasets.splits import check_apart, prints_of
 
     sides = {}
     for name, sign, file in (split.partition("=") for split in splits):
@@ -163,7 +163,7 @@ def _shared(pictures: "list[LabelledPicture]", splits: list[str]) -> list[str]:
         stems = set(Path(file).read_text().split())
         sides[name] = [p for p in pictures if p.path.stem in stems or p.path.name in stems]
     try:
-        check_apart(sides)
+        check_apart({name: prints_of(side) for name, side in sides.items()})
     except ValueError as error:
         return [str(error)]
     return []

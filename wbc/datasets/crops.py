@@ -22,14 +22,15 @@ PATCH_PX = 176
 class Crops:
     """Cells in memory: `pixels` uint8 (N,176,176,3), 26 µm a side around the cell's middle; `labels` N cell types.
 
-    A label may be coarse. `names` say where each cell is from, where that is known. Pictures that a classifier sees
-    whole may be of another side, `patch_um`.
+    A label may be coarse. `names` say where each cell is from, where that is known, and `sources` the slide or field,
+    where there may be several cells of one. Pictures that a classifier sees whole may be of another side, `patch_um`.
     """
 
     pixels: NDArray[np.uint8]
     labels: tuple[str, ...]
     names: tuple[str, ...] = ()
     patch_um: float = PATCH_UM
+    sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.pixels.shape != (len(self.labels), PATCH_PX, PATCH_PX, 3):
@@ -37,19 +38,24 @@ class Crops:
 
     def take(self, which: NDArray[np.int64]) -> "Crops":
         """The cells at some indices."""
-        names = tuple(self.names[i] for i in which) if self.names else ()
-        return Crops(self.pixels[which], tuple(self.labels[i] for i in which), names, self.patch_um)
+        names, sources = (tuple(entries[i] for i in which) if entries else () for entries in (self.names, self.sources))
+        return Crops(self.pixels[which], tuple(self.labels[i] for i in which), names, self.patch_um, sources)
 
 
 @dataclass(frozen=True, slots=True)
 class TableForm:
-    """How a table of crops is read: its scale, which column names the kind, kinds to leave out, and the side of what is
-    cut from the middle of each picture."""
+    """How a table of crops is read: its scale, which column names the kind, kinds and files to leave out, and the side
+    of what is cut from the middle of each picture."""
 
     um_per_px: float
     kind_column: str = "kind"
     leave_out: tuple[str, ...] = ()
     patch_um: float = PATCH_UM
+
+    def leaves_out(self, table: pd.DataFrame) -> pd.Series:
+        """Which rows of a table are left out, bool."""
+        kinds = table[self.kind_column].isin(self.leave_out)
+        return kinds | table["file"].isin(self.leave_out) if "file" in table else kinds
 
 
 def read_crop_table(path: Path, split: str, form: TableForm) -> Crops:
@@ -60,7 +66,7 @@ def read_crop_table(path: Path, split: str, form: TableForm) -> Crops:
     table = pd.read_parquet(path)
     if form.kind_column not in table:
         raise ValueError(f"{path}: no column {form.kind_column!r}; the columns are {', '.join(table.columns)}")
-    rows = table[(table["split"] == split) & ~table[form.kind_column].isin(form.leave_out)]
+    rows = table[(table["split"] == split) & ~form.leaves_out(table)]
     if rows.empty:
         raise ValueError(f"{path}: no crop of split {split!r}")
     patches = []
@@ -105,7 +111,8 @@ def read_cell_boxes(images: Path, cells: Path, um_per_px: float) -> Crops:
             x0, y0, x1, y1 = sides[row]
             patches[int(row)] = patch(pixels, (x0 + x1) / 2, (y0 + y1) / 2, um_per_px)
     names = tuple(f"{images / str(name)}, line {line} of {cells.name}" for line, name in enumerate(table["field"], 2))
-    return Crops(_stack([patches[row] for row in range(len(table))]), tuple(table["kind"].astype(str)), names)
+    pixels, kinds = _stack([patches[row] for row in range(len(table))]), tuple(table["kind"].astype(str))
+    return Crops(pixels, kinds, names, sources=tuple(str(images / str(name)) for name in table["field"]))
 
 
 def cut_crops(pictures: list[LabelledPicture], kinds: dict[str, str], um_per_px: float) -> Crops:
@@ -124,7 +131,7 @@ def cut_crops(pictures: list[LabelledPicture], kinds: dict[str, str], um_per_px:
 
 def cut_named_cells(pictures: Sequence[LabelledPicture], is_wanted: Callable[[str], bool], um_per_px: float) -> Crops:
     """Every cell of the pictures whose label is wanted."""
-    patches, labels, names = [], [], []
+    patches, labels, names, sources = [], [], [], []
     for p in pictures:
         wanted = [i for i, label in enumerate(p.labels) if is_wanted(label)]
         if not wanted:
@@ -135,7 +142,8 @@ def cut_named_cells(pictures: Sequence[LabelledPicture], is_wanted: Callable[[st
             patches.append(patch(pixels, (x0 + x1) / 2, (y0 + y1) / 2, um_per_px))
             labels.append(p.labels[i])
             names.append(f"{p.path}, box {i + 1}")
-    return Crops(_stack(patches), tuple(labels), tuple(names))
+            sources.append(f"slide {p.slide_id}" if p.slide_id else str(p.path))
+    return Crops(_stack(patches), tuple(labels), tuple(names), sources=tuple(sources))
 
 
 def _pixels(path: Picture) -> NDArray[np.uint8]:

@@ -8,17 +8,13 @@ from wbc.datasets.labels import LabelledPicture
 from wbc.datasets.reading import Mark, Page, labelled
 
 
-def read_fractions(
-    images: Path, annotations: Path, names: dict[str, str], leave_out: list[str] | None = None
-) -> list[LabelledPicture]:
-    """Pictures of such a file; `names` maps its labels to cell types; pictures named in `leave_out` are not read.
+def read_fractions(images: Path, annotations: Path, names: dict[str, str]) -> list[LabelledPicture]:
+    """Pictures of such a file; `names` maps its labels to cell types.
 
     Raises ValueError, naming the file, where a picture is missing or a label is not in `names`.
     """
     pages = []
     for name, rows in pd.read_csv(annotations).groupby("image", sort=True):
-        if Path(str(name)).stem in (leave_out or []):
-            continue
         unknown = set(rows["label"]) - set(names)
         if unknown:
             raise ValueError(f"{annotations}: labels {sorted(unknown)} are none of {sorted(names)}")

@@ -29,6 +29,7 @@ from wbc.training.kind_losses import LossSettings, tree_losses
 from wbc.training.loop import Lesson, LoopSettings, fit
 from wbc.training.measure import classifier_figures, count_windows, measure_classifier
 from wbc.training.processes import processes_for, rank, train_together
+from wbc.training.sides import check_sides
 from wbc.training.start import check_shown, freeze_parts, start_from_imagenet, start_from_model, untrained
 from wbc.types import Threshold
 
@@ -116,6 +117,7 @@ def train_as_planned(
     plan: ClassifierConfig, config: Path, data: Path, out: Path, device: str, processes: int = 0
 ) -> ModelCard:
     """`train_classifier` by a plan that the file `config` holds, or that was made from it."""
+    check_sides("classifier", plan, data)
     n = processes_for(device, processes, plan.loop.batch)
     return train_together(n, device, _train, plan, config, data, out)
 

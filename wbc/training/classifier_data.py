@@ -37,7 +37,7 @@ from wbc.training.detector_data import BoxData, StoreData, of_one_scale, read_bo
 
 @dataclass(frozen=True, slots=True)
 class CropTable:
-    """Single cells in a Parquet `table` below the data folder: its `splits` to read, and kinds to leave out.
+    """Single cells in a Parquet `table` below the data folder: its `splits` to read, and kinds and files to leave out.
 
     `names` maps kinds to the cell types that they are, where the table calls them otherwise; they are in its column
     `kind_column`. `weight` is how often they are drawn, beside the others; `set` what figures measured on them are
@@ -152,7 +152,8 @@ def _read_format(spec: CropData, data: Path) -> Crops:
 def _joined(parts: list[Crops]) -> Crops:
     """Parts of one side as one."""
     names, labels = tuple(name for c in parts for name in c.names), tuple(label for c in parts for label in c.labels)
-    return Crops(np.concatenate([c.pixels for c in parts]), labels, names, parts[0].patch_um)
+    sources = tuple(source for c in parts for source in c.sources)
+    return Crops(np.concatenate([c.pixels for c in parts]), labels, names, parts[0].patch_um, sources)
 
 
 def _stored_cells(spec: StoreData, data: Path) -> Crops:

@@ -25,13 +25,13 @@ from wbc.training.detector_data import (
     DetectorData,
     Mosaics,
     RenderedData,
-    check_measured_apart,
     load_sources,
     render_source,
 )
 from wbc.training.loop import Lesson, LoopSettings, fit
 from wbc.training.measure import detector_figures, measure_detector
 from wbc.training.processes import processes_for, rank, train_together
+from wbc.training.sides import check_sides
 from wbc.training.start import check_shown, freeze_parts, start_from_imagenet, start_from_model, untrained
 from wbc.training.whole_pictures import WholePictures, WholeSettings, load_whole
 
@@ -108,7 +108,7 @@ def train_as_planned(
     plan: DetectorConfig, config: Path, data: Path, out: Path, device: str, processes: int = 0
 ) -> ModelCard:
     """`train_detector` by a plan that the file `config` holds, or that was made from it."""
-    check_measured_apart(plan.data, plan.measure, data)
+    check_sides("detector", plan, data)
     n = processes_for(device, processes, plan.loop.batch)
     return train_together(n, device, _train, plan, config, data, out)
 

@@ -24,7 +24,6 @@ from wbc.datasets.fractions import read_fractions
 from wbc.datasets.geojson import read_geojson
 from wbc.datasets.labels import LabelledPicture, red_cell_um_per_px
 from wbc.datasets.mosaic import LabelledPixels, MosaicSettings, Source, draw_mosaic, load_source
-from wbc.datasets.splits import check_apart
 from wbc.datasets.steady import arrays_digest, steady
 from wbc.datasets.via import read_via
 from wbc.datasets.voc import read_voc
@@ -40,9 +39,10 @@ class BoxData:
     `split` lists files of stems to keep; `split_csv` keeps stems (column `image`) of a CSV whose `split` column is
     `train`. `weight` is how often it is drawn, beside the others. `names` maps its labels to cell types (for yolo: in
     the order of its class numbers). `um_per_px` is measured from red cells where it is not given; `keep` is a pattern
-    that a picture's path must match. `set` is what figures measured on it are called. `attribute` is what names
-    a region of VIA's, where its regions have several. `part` keeps the pictures whose lot, drawn by their content, is
-    from its first to below its second number: [0.0, 0.9] and [0.9, 1.0] split nine to one.
+    that a picture's path must match, `leave_out` are stems of those that are not taken. `set` is what figures measured
+    on it are called. `attribute` is what names a region of VIA's, where its regions have several. `part` keeps the
+    pictures whose lot, drawn by their content, is from its first to below its second number: [0.0, 0.9] and [0.9, 1.0]
+    split nine to one.
     """
 
     format: Literal["voc", "yolo", "coco", "fractions", "via", "geojson", "cvat", "label_studio", "datumaro"]
@@ -98,7 +98,8 @@ def read_boxes(spec: BoxData | StoreData, root: Path) -> list[LabelledPicture]:
     """Pictures of one data set below `root`, labelled by a detector's classes. Raises ValueError as its reader does."""
     if isinstance(spec, StoreData):
         return [replace(p, labels=_classes(p, spec)) for p in spec.read(root)]
-    kept = [picture for picture in _read_format(spec, root) if picture.path.match(spec.keep)]
+    matching = [picture for picture in _read_format(spec, root) if picture.path.match(spec.keep)]
+    kept = [picture for picture in matching if picture.path.stem not in spec.leave_out]
     return [picture for picture in kept if spec.part == (0.0, 1.0) or spec.part[0] <= _lot(picture) < spec.part[1]]
 
 
@@ -138,18 +139,8 @@ def _read_format(spec: BoxData, root: Path) -> list[LabelledPicture]:
         case "geojson":
             return read_geojson(images, annotations, spec.names)
         case "fractions":
-            return read_fractions(images, annotations, spec.names, list(spec.leave_out))
+            return read_fractions(images, annotations, spec.names)
     return read_source(AnnotationSource(annotations, images, spec.names, format=spec.format))
-
-
-def check_measured_apart(
-    learnt: Sequence[BoxData | StoreData], measured: Sequence[BoxData | StoreData], root: Path
-) -> None:
-    """Raises ValueError, naming pairs, where a picture that is measured on shows what one does that is learnt from."""
-    if not measured:
-        return
-    sides = {"data": learnt, "measure": measured}
-    check_apart({name: [p for spec in specs for p in read_boxes(spec, root)] for name, specs in sides.items()})
 
 
 def load_sources(specs: Sequence[BoxData | StoreData], root: Path, classes: Sequence[str]) -> list[Source]:

@@ -27,7 +27,6 @@ from wbc.datasets.crops import (
     read_cell_pictures,
     read_crop_table,
 )
-from wbc.datasets.fractions import read_fractions
 from wbc.datasets.labels import LabelledPicture, red_cell_um_per_px
 from wbc.datasets.mosaic import MosaicSettings, Source, add_giant_platelets, cut, load_source
 from wbc.datasets.reading import Mark
@@ -161,6 +160,7 @@ def test_a_split_keeps_its_pictures_alone(tmp_path: Path, form: str) -> None:
     assert [p.path.stem for p in read_boxes(spec(form, split=("train.txt",)), tmp_path)] == ["p1", "p3"]
     assert [p.path.stem for p in read_boxes(spec(form, split_csv="central.csv"), tmp_path)] == ["p2"]
     assert [p.path.stem for p in read_boxes(spec(form, keep="p[12].*"), tmp_path)] == ["p1", "p2"]
+    assert [p.path.stem for p in read_boxes(spec(form, leave_out=("p2",)), tmp_path)] == ["p1", "p3"]
 
 
 @pytest.mark.parametrize("form", ["voc", "yolo"])
@@ -170,11 +170,6 @@ def test_a_split_that_names_no_annotation_is_refused(tmp_path: Path, form: str) 
     (tmp_path / "train.txt").write_text("p9")
     with pytest.raises(ValueError, match=r"annotations/p9\.(xml|txt)"):
         read_boxes(spec(form, split=("train.txt",)), tmp_path)
-
-
-def test_fractions_leaves_out_what_it_is_told_to(tmp_path: Path) -> None:
-    place = write(tmp_path, TRUTH, "fractions")
-    assert [p.path.stem for p in read_fractions(tmp_path / "images", place, NAMES, ["p1"])] == ["p2"]
 
 
 @pytest.mark.parametrize("form", ["voc", "yolo"])
