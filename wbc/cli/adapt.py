@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 UNNAMED = "the model will say so less often than before. If the laboratory has such cells, name some of them, too"
+FORGETS = "this laboratory alone taught it, and it may name other laboratories' cells worse: count theirs with {parent}"
 
 
 def adapt(
@@ -103,12 +104,13 @@ def _print_taught(taught: "Taught", model: Path, as_json: bool, *, is_replayed: 
     print_rows(("right of cells held out", "cells", "before", "after"), rows)
     for line in _body_lines(taught, is_replayed=is_replayed):
         typer.echo(line)
+    parent = taught.card.parents[0].reference
     if taught.is_new:
         typer.echo(f"model in {model}: wbc count SLIDES --out OUT --classifier {model}")
         unnamed = [f"nobody named a cell {', '.join(taught.unnamed)}: {UNNAMED}"] if taught.unnamed else []
-        print_remarks([*taught.passed_over, *unnamed])
+        forgets = [FORGETS.format(parent=parent)] if taught.trial is None or not taught.trial.pays else []
+        print_remarks([*taught.passed_over, *unnamed, *forgets])
     else:
-        parent = taught.card.parents[0].reference
         typer.echo(f"no better than before on cells held out: {model} names cells as {parent} does")
         print_remarks(taught.passed_over)
 

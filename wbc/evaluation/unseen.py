@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 from wbc.datasets.crops import Crops, cut_named_cells
 from wbc.datasets.splits import Prints, check_apart, joined_prints, prints_of, prints_of_cells
-from wbc.evaluation.frozen import Frozen, FrozenSet
-from wbc.evaluation.names import is_named_white
+from wbc.evaluation.frozen import Frozen, FrozenSet, is_named_white
 from wbc.models.cards import Task
 from wbc.taxonomy import Taxonomy
 from wbc.training.orders import Settled
