@@ -50,11 +50,16 @@ def count(site: Site, folder: Path) -> str:
     return detector
 
 
+def red_alone(config: str) -> str:
+    """The config of a detector of red cells, which is not watched."""
+    return config[: config.index("[[watch]]")].replace(BOTH, RED)
+
+
 def prepared(site: Site, folder: Path) -> None:
     """A champion that has learnt next to nothing, and a `retrain` deployment of tiny models."""
     add_annotations(folder, 1, 1, site.environment)
     poor, _ = configs(folder, steps=1)
-    poor.write_text(poor.read_text().replace(BOTH, RED))
+    poor.write_text(red_alone(poor.read_text()))
     trained = fulfil(settle(Order("detector", poor, folder, folder / "runs", device="cpu")))
     versions.promote(f"models:/wbc-detector/{versions.register(trained.folder, 'wbc-detector')}")
     frozen = folder / "frozen"
@@ -62,8 +67,7 @@ def prepared(site: Site, folder: Path) -> None:
     block = '[[measure]]\nset = "painted"\nformat = "coco"\nimages = "frozen"\nannotations = "frozen/coco.json"\n'
     (folder / "frozen.toml").write_text(f"{block}um_per_px = 0.2\n")
     detector, _ = configs(folder, steps=40, start=CHAMPION)
-    text = detector.read_text().replace(BOTH, RED)
-    text = text[: text.index("[[watch]]")].replace("batch = 1", "batch = 4\nrate = 2e-3")
+    text = red_alone(detector.read_text()).replace("batch = 1", "batch = 4\nrate = 2e-3")
     detector.write_text(text.replace("checkpoint_every = 2", "checkpoint_every = 20"))
     found = site.ask("deployments/name/retrain/retrain")
     own = {"data": str(folder), "runs": str(folder / "runs"), "frozen": str(folder / "frozen.toml"), "device": "cpu"}

@@ -85,7 +85,10 @@ def write_coco(annotations: Path, pictures: Sequence[LabelledPicture], images: P
 
 
 def coco_truth(pictures: list[tuple[str, int, int, LabelledPicture]], categories: list[str]) -> dict[str, Any]:
-    """COCO's dictionary of pictures given as (file name, width, height, labels); ids count from 1."""
+    """COCO's dictionary of pictures given as (file name, width, height, labels); ids count from 1.
+
+    Raises ValueError, naming the picture, for a label that is no category.
+    """
     ids = {name: i for i, name in enumerate(categories, 1)}
     truth: dict[str, Any] = {
         "info": {},
@@ -97,6 +100,8 @@ def coco_truth(pictures: list[tuple[str, int, int, LabelledPicture]], categories
         origin = {"slide_id": picture.slide_id} if picture.slide_id else {}
         truth["images"].append({"id": number, "file_name": file_name, "width": width, "height": height, **origin})
         for (x0, y0, x1, y1), label, measured in rows_of(picture):
+            if label not in ids:
+                raise ValueError(f"{picture.path}: {label!r} is none of {', '.join(categories)}")
             w, h = x1 - x0, y1 - y0
             truth["annotations"].append(
                 {

@@ -163,6 +163,12 @@ def test_a_split_keeps_its_pictures_alone(tmp_path: Path, form: str) -> None:
     assert [p.path.stem for p in read_boxes(spec(form, leave_out=("p2",)), tmp_path)] == ["p1", "p3"]
 
 
+def test_a_label_that_is_no_category_is_named_with_its_picture(tmp_path: Path) -> None:
+    picture = LabelledPicture(tmp_path / "p1.png", np.array([(1, 1, 5, 5)], np.float32), ("wbc",))
+    with pytest.raises(ValueError, match=r"p1\.png: 'wbc' is none of rbc, platelet"):
+        coco_truth([("p1.png", 10, 10, picture)], ["rbc", "platelet"])
+
+
 @pytest.mark.parametrize("form", ["voc", "yolo"])
 def test_a_split_that_names_no_annotation_is_refused(tmp_path: Path, form: str) -> None:
     write(tmp_path, TRUTH, form)
