@@ -311,13 +311,13 @@ def test_the_papers_way_is_a_config_that_trains(data: Path, names: dict[str, str
     assert (plan.loop.optimizer, plan.loop.batch, plan.loop.steps, plan.whole) == ("sgd", 2, 30_000, WholeSettings(800))
     assert [spec.part for spec in (*plan.data, *plan.watch)] == [(0.0, 0.9), (0.9, 1.0)]
     small = detector_config(tmp_path / "small.toml", names).read_text()
-    block = small[small.index("[[data]]") : small.index("[[measure]]")]
+    block, held = small[small.index("[[data]]") :].split("[[measure]]")
     # One process: a worker forked from a test run's many threads may not end well.
     changes = {"30000": "2", "800": "160", "1024": "16", "256\nhead": "16\nhead", "2500": "2"}
     changes |= {"batch = 2": "batch = 1\ndata_workers = 0"}
     for old, new in changes.items():
         text = text.replace(old, new)
-    watch = block.replace("[[data]]", '[[watch]]\nset = "held out"')
+    watch = f"[[watch]]{held}".replace('set = "smears"', 'set = "held out"')
     (tmp_path / "wang.toml").write_text(
         text[: text.index("[[data]]")] + "\n[calibrate]\npictures = 1\n" + block + watch
     )
