@@ -2,8 +2,9 @@
 
 `python -m benchmarks.forked_runs` reads one JSON object a line: the `parameters` of a count; `act`, what is done with
 them (`flow`, unless it says otherwise, or one of ACTS); and, to be killed, `kill_after` seconds from the moment that
-the flow has found its slides, or that another act begins, and the `victim`'s process id where it is not the fork. It
-answers each with one line: `killed`, `done` or `failed`, and the seconds since that moment.
+the flow has found its slides, or that another act begins, or that so many are counted as `slides_done` says; and the
+`victim`'s process id where it is not the fork. It answers each with one line: `killed`, `done` or `failed`, and the
+seconds since that moment.
 """
 
 import json
@@ -35,7 +36,7 @@ Order = Callable[..., tuple[str, float]]
 
 
 class Begun:
-    """Writes a byte to a pipe when the work begins: a flow's, when its slides are found."""
+    """Writes a byte to a pipe when the work begins, a flow's when its slides are found, and when a slide is done."""
 
     def __init__(self, pipe: int) -> None:
         self.pipe = pipe
@@ -48,7 +49,8 @@ class Begun:
         """As it goes on."""
 
     def slide_done(self, outcome: SlideOutcome) -> None:
-        """As it goes on."""
+        """It has its row."""
+        os.write(self.pipe, b"!")
 
 
 def run_flow(parameters: dict[str, Any], begun: Begun) -> None:
@@ -146,7 +148,8 @@ def main() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         child, pipe = fork(order)
-        os.read(pipe, 1)
+        for _ in range(1 + order.get("slides_done", 0)):
+            os.read(pipe, 1)
         begun = time.monotonic()
         if "kill_after" in order:
             time.sleep(order["kill_after"])
