@@ -117,7 +117,7 @@ def read_cell_boxes(images: Path, cells: Path, um_per_px: float) -> Crops:
 
 def cut_crops(pictures: list[LabelledPicture], kinds: dict[str, str], um_per_px: float) -> Crops:
     """The white cell of each picture that has exactly one and a sure kind: `kinds` maps file stems to cell types."""
-    patches, labels, names = [], [], []
+    patches, labels, names, sources = [], [], [], []
     for p in pictures:
         white = [i for i, label in enumerate(p.labels) if label == "wbc"]
         if len(white) != 1 or p.path.stem not in kinds:
@@ -126,7 +126,8 @@ def cut_crops(pictures: list[LabelledPicture], kinds: dict[str, str], um_per_px:
         patches.append(patch(_pixels(p.path), (x0 + x1) / 2, (y0 + y1) / 2, um_per_px))
         labels.append(kinds[p.path.stem])
         names.append(str(p.path))
-    return Crops(_stack(patches), tuple(labels), tuple(names))
+        sources.append(p.source or str(p.path))
+    return Crops(_stack(patches), tuple(labels), tuple(names), sources=tuple(sources))
 
 
 def cut_named_cells(pictures: Sequence[LabelledPicture], is_wanted: Callable[[str], bool], um_per_px: float) -> Crops:
@@ -142,7 +143,7 @@ def cut_named_cells(pictures: Sequence[LabelledPicture], is_wanted: Callable[[st
             patches.append(patch(pixels, (x0 + x1) / 2, (y0 + y1) / 2, um_per_px))
             labels.append(p.labels[i])
             names.append(f"{p.path}, box {i + 1}")
-            sources.append(f"slide {p.slide_id}" if p.slide_id else str(p.path))
+            sources.append(p.source or str(p.path))
     return Crops(_stack(patches), tuple(labels), tuple(names), sources=tuple(sources))
 
 

@@ -39,6 +39,11 @@ class LabelledPicture:
                 f"{self.path}: {len(self.measurements)} rows of measurements for {len(self.labels)} labels"
             )
 
+    @property
+    def source(self) -> str:
+        """The slide that it is a field of, in words; "" where that is not known."""
+        return f"slide {self.slide_id}" if self.slide_id else ""
+
 
 @contextmanager
 def opened(path: Picture) -> Iterator[Image.Image]:

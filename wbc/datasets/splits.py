@@ -23,7 +23,7 @@ SIDE_PX, FREQUENCIES = 32, 16
 # Other fields of one slide differ in 0.29 or more of the bits, one field photographed twice in 0.08, augmented copies
 # of one picture in as few as 0.05 (docs/measurements.md).
 MOST_DIFFERENT = 0.12
-# Crops of other cells differ in 0.196 or more, of one cell photographed twice in 0 to 0.28, most often 0.1.
+# Crops of other cells differ in 0.196 or more, of one cell photographed twice in 0 to 0.28.
 MOST_DIFFERENT_CELLS = 0.16
 MOST_NAMED = 5
 BLOCK = 1024
@@ -48,7 +48,7 @@ def prints_of(pictures: Sequence[LabelledPicture]) -> Prints:
     """The prints of pictures. Raises OSError where one cannot be read."""
     digests = tuple(hashlib.sha256(p.path.read_bytes()).hexdigest() for p in pictures)
     hashes = [picture_hashes(_brightness(p.path)) for p in pictures]
-    names, slides = tuple(str(p.path) for p in pictures), tuple(p.slide_id for p in pictures)
+    names, slides = tuple(str(p.path) for p in pictures), tuple(p.source for p in pictures)
     return Prints(names, digests, slides, _stacked(hashes))
 
 

@@ -13,6 +13,7 @@ from upath import UPath
 from wbc.configs import read_toml
 from wbc.datasets.annotation_store import AnnotationStore
 from wbc.datasets.labels import LabelledPicture
+from wbc.datasets.splits import check_apart, prints_of
 from wbc.evaluation.frozen import Frozen, FrozenSet
 from wbc.evaluation.unseen import check_unseen
 from wbc.taxonomy import load_taxonomy
@@ -141,3 +142,9 @@ def test_nothing_is_learnt_from_frozen_slides(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data and frozen slides share sources, 1 pairs: .*\(the same file\)"):
         check_unseen(detector, frozen(one))
     check_unseen(detector, frozen(unseen))
+
+
+def test_pictures_of_one_slide_on_two_sides_are_refused(tmp_path: Path) -> None:
+    one, other = (field(tmp_path / "fields", f"{seed}.png", seed, slide="s1") for seed in (1, 2))
+    with pytest.raises(ValueError, match=r"train and test share sources, 1 pairs: .*\(both of slide s1\)"):
+        check_apart({"train": prints_of([one]), "test": prints_of([other])})
