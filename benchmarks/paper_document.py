@@ -17,7 +17,7 @@ from benchmarks.paper_variants import VARIANTS, Variant
 from wbc.training.metrics import kind_accuracy
 
 NEIGHBOURS = ("promyelocyte", "myelocyte", "metamyelocyte", "band_neutrophil", "segmented_neutrophil")
-SETS = {"lite0": "pbc_cells", "scratch": "pbc_cells", "varra": "blood_cells", "bccd": "bccd"}
+SETS = {"lite0": "pbc_cells", "scratch": "pbc_cells", "long": "pbc_cells", "varra": "blood_cells", "bccd": "bccd"}
 SHOWN = ("varra_model_1", "varra_model_2", "varra_model_3", "varra_transfer", "plain", "gmmce", "no_hue")
 FIGURES = "figures.json"
 
@@ -35,7 +35,7 @@ class Measured:
         """A run as `benchmarks.papers` keeps it."""
         kept = json.loads(path.read_text())
         start = "ImageNet" if kept["imagenet"] else "scratch"
-        conditions = f"{kept['input_px']} px, {kept['steps']} × {kept['batch']}, from {start}"
+        conditions = f"{kept['input_px']} px, {kept['steps']} × {kept['batch']}, from {start}, {kept['device']}"
         return cls(kept["classes"], {name: np.array(m) for name, m in kept["sets"].items()}, conditions)
 
     def accuracy(self, name: str) -> float | None:

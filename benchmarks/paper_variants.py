@@ -10,11 +10,11 @@ from wbc.training.classifier import ClassifierConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs/papers"
 HUE = (125.0, 155.0)  # section 4.3 of ASAE-Net 2020
-# Of 14×14 at 224 px; a crop of 96 px has 6×6 behind layer3 and 3×3 behind layer4, one of 64 px 4×4 and 2×2. The paper's
-# square of 6 (β = 36) and its peaks of 5 become as large a part of these.
+# Of 14×14 at 224 px; a crop of 96 px has 6×6 behind layer3 and 3×3 behind layer4, one of 128 px 8×8 behind layer3. The
+# paper's square of 6 (β = 36) and its peaks of 5 become about as large a part of these.
 SCALED = {"area_px": 9, "kernel_px": 3}
 SCALED_SMALL = {"area_px": 4, "kernel_px": 3}
-R18 = {"backbone": "resnet18"}
+R18, R50 = {"backbone": "resnet18"}, {"backbone": "resnet50"}
 VARRA_STEPS = 30 * 156  # epochs; the report has 150
 LITE0 = {"backbone": "tf_efficientnet_lite0"}
 
@@ -23,8 +23,8 @@ LITE0 = {"backbone": "tf_efficientnet_lite0"}
 class Variant:
     """A row: its name, the config that it starts from, what it changes there, and the row it is compared with.
 
-    `paper` is the paper's accuracy in percent. `steps` is how far it is trained, where not as far as its config says.
-    The names of its runs are `name-seed-S`, of `seeds` at most.
+    `paper` is the paper's accuracy in percent. `size` names a change of `SIZES`; `steps` is how far it is trained,
+    where not as far as its config says. The names of its runs are `name-seed-S`, of `seeds` at most.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Variant:
     loss: str = "ce"
     balanced: bool = False
     hue: bool = False
-    small: bool = False
+    size: str = ""
     steps: int = 0
     paper: float | None = None
     against: str = ""
@@ -47,8 +47,8 @@ class Variant:
         plan = read_toml(CONFIGS / f"{self.config}.toml", ClassifierConfig)
         if self.builder:
             plan = replace(plan, builder=self.builder, model=dict(self.model))
-        if self.small:
-            plan = _from_scratch(plan)
+        if self.size:
+            plan = SIZES[self.size](plan)
         return replace(
             plan,
             loop=replace(plan.loop, seed=seed, steps=self.steps or plan.loop.steps),
@@ -59,10 +59,18 @@ class Variant:
 
 
 def _from_scratch(plan: ClassifierConfig) -> ClassifierConfig:
-    """A small plan for a network without ImageNet's weights: 64 px, and more steps."""
-    crop = replace(plan.crop, input_px=64, um_per_px=plan.crop.um_per_px * plan.crop.input_px / 64)
-    loop = replace(plan.loop, steps=300, rate=0.05)
-    return replace(plan, imagenet=False, frozen=(), crop=crop, loop=loop)
+    """A plan for a network without ImageNet's weights: all of it learns, by more steps."""
+    loop = replace(plan.loop, steps=800, rate=0.05, warm_up=50)
+    return replace(plan, imagenet=False, frozen=(), loop=loop)
+
+
+def _long(plan: ClassifierConfig) -> ClassifierConfig:
+    """A plan that tells neighbouring stages apart as well as it can: larger crops, all layers, more steps."""
+    crop = replace(plan.crop, input_px=128, um_per_px=plan.crop.um_per_px * plan.crop.input_px / 128)
+    return replace(plan, frozen=(), crop=crop, loop=replace(plan.loop, steps=1500, rate=0.02, average=0.99))
+
+
+SIZES = {"scratch": _from_scratch, "long": _long}
 
 
 def _asae(name: str, label: str, **more: Any) -> Variant:
@@ -70,7 +78,11 @@ def _asae(name: str, label: str, **more: Any) -> Variant:
 
 
 def _scratch(name: str, label: str, builder: str, model: Mapping[str, Any], **more: Any) -> Variant:
-    return Variant(name, label, "scratch", "asae2020_small", builder, model, small=True, **more)
+    return Variant(name, label, "scratch", "asae2020_small", builder, model, size="scratch", **more)
+
+
+def _longer(name: str, label: str, **more: Any) -> Variant:
+    return Variant(name, label, "long", "asae2020_small", size="long", **more)
 
 
 def _varra(model: int, paper: float) -> Variant:
@@ -84,6 +96,8 @@ def _bccd(name: str, label: str, **more: Any) -> Variant:
 
 ASAE = {**LITE0, **SCALED}
 LEVEL = ASAE | {"level": True}  # what is enhanced keeps its mean, as at test
+UNTINTED: dict[str, Any] = {"loss": "gmmce", "balanced": True}
+ALL = UNTINTED | {"hue": True}
 VARIANTS = [
     _varra(2, paper=78.0),
     Variant("varra_transfer", "lite0 from ImageNet", "varra", "varra2019_transfer", against="varra_model_2"),
@@ -113,24 +127,25 @@ VARIANTS = [
     _asae("asae_level", "+ ASAE of mean 1", builder="asae", model=LEVEL, against="hue_sampler"),
     _asae("level_gmmce", "+ ASAE of mean 1 + GMMCE", builder="asae", model=LEVEL, loss="gmmce", against="asae_level"),
     _asae("loss_gmmce", "+ GMMCE alone", loss="gmmce", against="hue_sampler"),
-    _scratch("r18", "ResNet-18", "plain", R18, paper=72.61),
-    _scratch(
-        "r18_all",
-        "ResNet-18 + hue + sampler + ASAE + GMMCE",
-        "asae",
-        R18 | SCALED_SMALL,
-        loss="gmmce",
-        balanced=True,
-        hue=True,
-        paper=77.63,
-        against="r18",
+    _scratch("r50", "ResNet-50", "plain", R50, paper=72.61),
+    _scratch("r50_asae", "ResNet-50 + ASAE", "asae", R50 | SCALED, against="r50"),
+    _scratch("r50_all", "ResNet-50 + hue + sampler + ASAE + GMMCE", "asae", R50 | SCALED, **ALL, against="r50"),
+    _scratch("wbcnet", "WBCNet", "wbcnet", {}, paper=69.63, against="r50"),
+    _scratch("cell3net", "Cell3Net", "cell3net", {}, paper=70.21, against="r50"),
+    _scratch("nlnet", "NLNet on ResNet-50", "nlnet", R50, paper=73.12, against="r50"),
+    _scratch("senet", "SENet on ResNet-50", "plain", {"backbone": "seresnet50"}, paper=73.29, against="r50"),
+    _scratch("adl", "ADL on ResNet-50", "adl", R50, paper=73.84, against="r50"),
+    _scratch("r18", "ResNet-18", "plain", R18),
+    _scratch("r18_asae", "ResNet-18 + ASAE", "asae", R18 | SCALED, against="r18"),
+    _scratch("r18_all", "ResNet-18 + hue + sampler + ASAE + GMMCE", "asae", R18 | SCALED, **ALL, against="r18"),
+    _longer("long_plain", "plain lite0"),
+    _longer("long_asae", "+ ASAE of mean 1", builder="asae", model=LEVEL, against="long_plain"),
+    _longer("long_gmmce", "+ GMMCE", loss="gmmce", against="long_plain"),
+    _longer("long_sampler", "+ sampler", balanced=True, against="long_plain"),
+    _longer("long_sampler_gmmce", "+ sampler + GMMCE", balanced=True, loss="gmmce", against="long_plain"),
+    _longer(
+        "long_all", "+ sampler + ASAE of mean 1 + GMMCE", builder="asae", model=LEVEL, **UNTINTED, against="long_plain"
     ),
-    _scratch("r18_asae", "ResNet-18 + ASAE", "asae", R18 | SCALED_SMALL, against="r18"),
-    _scratch("wbcnet", "WBCNet", "wbcnet", {}, paper=69.63, against="r18"),
-    _scratch("cell3net", "Cell3Net", "cell3net", {}, paper=70.21, against="r18"),
-    _scratch("nlnet", "NLNet on ResNet-18", "nlnet", R18, paper=73.12, against="r18"),
-    _scratch("senet", "SENet on ResNet-18", "plain", {"backbone": "seresnet18"}, paper=73.29, against="r18"),
-    _scratch("adl", "ADL on ResNet-18", "adl", R18, paper=73.84, against="r18"),
     _bccd("bccd_plain", "plain lite0"),
     _bccd("bccd_all", "all", builder="asae", model=ASAE, loss="gmmce", balanced=True, hue=True, against="bccd_plain"),
     _bccd("bccd_no_hue", "all but hue", builder="asae", model=ASAE, loss="gmmce", balanced=True, against="bccd_plain"),

@@ -63,9 +63,15 @@ class Trials:
             "batch": plan.loop.batch,
             "input_px": plan.crop.input_px,
             "imagenet": plan.imagenet,
+            "device": device_name(self.device),
         }
         (out / FIGURES).write_text(json.dumps({"classes": plan.classes, "sets": sets, **conditions}))
         (out / CHECKPOINT).unlink(missing_ok=True)
+
+
+def device_name(device: str) -> str:
+    """What a training ran on, as a row of the document tells it."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
 
 
 def costs(variant: Variant, folder: Path) -> None:

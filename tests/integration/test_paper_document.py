@@ -66,7 +66,7 @@ def test_a_training_that_has_ended_is_only_measured(tmp_path: Path, monkeypatch:
     kept = Measured.of(out / papers.FIGURES)
     assert set(kept.sets) == {"pbc_cells val", "pbc_cells test"}
     assert kept.accuracy("pbc_cells test") == 100
-    assert kept.conditions == "96 px, 200 × 66, from ImageNet"
+    assert kept.conditions == "96 px, 400 × 66, from ImageNet, CPU"
 
 
 def test_a_row_tells_mean_spread_and_the_papers_figure(tmp_path: Path) -> None:
@@ -96,14 +96,14 @@ def test_the_document_has_a_place_for_every_table_and_is_written_without_runs(tm
     document = tmp_path / "papers.md"
     document.write_text(papers.DOCUMENT.read_text())
     paper_document.write_document(document, tmp_path, tmp_path, None)
-    assert document.read_text().count("Nothing measured yet.") == 7
+    assert document.read_text().count("Nothing measured yet.") == 8
 
 
 def test_pictures_are_drawn_of_the_runs_that_are_there(tmp_path: Path) -> None:
     out = tmp_path / "plain-seed-0"
     out.mkdir()
     sets = {name: np.eye(11, dtype=int).tolist() for name in ("pbc_cells val", "pbc_cells test")}
-    conditions = {"steps": 2, "batch": 66, "input_px": 96, "imagenet": True}
+    conditions = {"steps": 2, "batch": 66, "input_px": 96, "imagenet": True, "device": "CPU"}
     (out / papers.FIGURES).write_text(
         json.dumps({"classes": BY_NAME["plain"].plan(0).classes, "sets": sets, **conditions})
     )
