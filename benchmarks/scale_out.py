@@ -28,7 +28,7 @@ from wbc.counting.job import Job
 from wbc.storage.detections import SlideDetections
 from wbc.storage.pixels import StoredPixels
 from wbc.storage.stamps import FieldStamp
-from wbc.types import ChunkKey, Slide
+from wbc.types import ChunkKey
 
 BAR_CPU, BAR_MB = 0.05, 100.0
 FIELD_PX = (1920, 2560)
@@ -59,18 +59,17 @@ def link_slides(folder: Path, n_slides: int, n_fields: int) -> None:
             os.link(one, slide / f"field-{i:03d}.jpg")
 
 
-def ingest_chunk(slide: Slide, key: ChunkKey, group: UPath) -> list[IngestedField]:
+def ingest_chunk(paths: Sequence[UPath], key: ChunkKey, group: UPath) -> list[IngestedField]:
     """On a worker, in the place of `wbc.counting.worker.ingest_chunk`: a nap."""
     site = _site()
     time.sleep(site.read_seconds * len(key.indices))
-    return [_ingested(slide, i, site) for i in key.indices]
+    return [_ingested(path, key.slide_id, site) for path in paths]
 
 
-def _ingested(slide: Slide, i: int, site: Simulated) -> IngestedField:
-    path = slide.field_paths[i]
-    sha256 = hashlib.sha256(f"{slide.slide_id}/{path.name}".encode()).hexdigest()
+def _ingested(path: UPath, slide_id: str, site: Simulated) -> IngestedField:
+    sha256 = hashlib.sha256(f"{slide_id}/{path.name}".encode()).hexdigest()
     stored = StoredPixels(*FIELD_PX, sha256)
-    return IngestedField(path, FieldStamp(path.name, 10, "0"), sha256, stored, decode_seconds=site.read_seconds)
+    return IngestedField(FieldStamp(path.name, 10, "0"), sha256, stored, decode_seconds=site.read_seconds)
 
 
 def detect_chunk(fields: tuple[ReadyField, ...], job: Job) -> DetectedChunk:

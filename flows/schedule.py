@@ -54,7 +54,8 @@ def count_all(slides: Iterable[Slide], run: Run) -> Iterator[SlideOutcome]:
 def _forget(work: Work) -> None:
     """Let Prefect's flow run drop what it keeps of each task to its end: ten thousand slides' would be a lot.
 
-    States by result are for results that become arguments, of which there are none; events cancel what has not ended.
+    States by result are for results that become arguments, of which there are none; events cancel what has not ended;
+    assets are handed down to what follows from a task.
     """
     context = FlowRunContext.get()
     if context is not None:
@@ -62,6 +63,7 @@ def _forget(work: Work) -> None:
         cancel_events = getattr(context.task_runner, "_cancel_events", {})
         for stage in work.stages:
             cancel_events.pop(stage.task_run_id, None)
+            context.task_run_assets.pop(stage.task_run_id, None)
 
 
 def _tell(finished: SimpleQueue[str], slide_id: str, _future: PrefectFuture[Any]) -> None:

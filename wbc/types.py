@@ -1,9 +1,10 @@
 """The frozen values that flow through a count: slides, keys of work, tiles, detections, differentials."""
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,43 @@ class FieldError(Exception):
         return FieldError, (self.name, self.reason)
 
 
+class FieldPaths(Sequence[UPath]):
+    """The files in `folder` with these names, in order, each made a path when it is asked for.
+
+    A path takes half a kilobyte, and a run may have a million fields.
+    """
+
+    __slots__ = ("_joined", "folder")
+
+    def __init__(self, folder: UPath, names: Iterable[str]) -> None:
+        self.folder, self._joined = folder, "/".join(names)  # which no name holds
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the files."""
+        return tuple(self._joined.split("/")) if self._joined else ()
+
+    def __len__(self) -> int:
+        return self._joined.count("/") + 1 if self._joined else 0
+
+    def __iter__(self) -> Iterator[UPath]:
+        return (self.folder / name for name in self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> UPath: ...
+    @overload
+    def __getitem__(self, index: slice) -> "FieldPaths": ...
+    def __getitem__(self, index: int | slice) -> "UPath | FieldPaths":
+        found = self.names[index]
+        return self.folder / found if isinstance(found, str) else FieldPaths(self.folder, found)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FieldPaths) and (self.folder, self._joined) == (other.folder, other._joined)
+
+    def __hash__(self) -> int:
+        return hash((self.folder, self._joined))
+
+
 @dataclass(frozen=True, slots=True)
 class Slide:
     """A folder of fields. `field_paths` are sorted by name; `um_per_px` is set where the user gave the scale.
@@ -42,12 +80,12 @@ class Slide:
     """
 
     slide_id: str
-    field_paths: tuple[UPath, ...]
+    field_paths: Sequence[UPath]
     um_per_px: float | None = None
     source: str | None = None
 
     def __post_init__(self) -> None:
-        names = [p.name for p in self.field_paths]
+        names = list(self.field_names)
         if not self.slide_id or "/" in self.slide_id or self.slide_id.startswith("."):
             raise ValueError(f"slide_id {self.slide_id!r} is no safe file name")
         if names != sorted(set(names)):
@@ -55,6 +93,12 @@ class Slide:
         if self.um_per_px is not None and not is_likely_scale(self.um_per_px):
             low, high = UM_PER_PX_RANGE
             raise ValueError(f"{self.slide_id}: um_per_px is {self.um_per_px}, not between {low} and {high:g}")
+
+    @property
+    def field_names(self) -> tuple[str, ...]:
+        """The fields' file names, in their order."""
+        paths = self.field_paths
+        return paths.names if isinstance(paths, FieldPaths) else tuple(path.name for path in paths)
 
 
 @dataclass(frozen=True, slots=True, order=True)

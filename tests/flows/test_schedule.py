@@ -16,14 +16,17 @@ def find_cells() -> list[str]:
 
 
 @flow(task_runner=ThreadPoolTaskRunner(max_workers=1))  # type: ignore[arg-type]
-def count_one() -> tuple[int, int, int]:
+def count_one() -> tuple[list[int], list[int]]:
     context: Any = FlowRunContext.get()
     stage = find_cells.submit()
     stage.result()
-    kept = len(context.task_runner._cancel_events)
+    kept = context.task_runner._cancel_events, context.task_run_assets, context.run_results
+    before = [len(by_task) for by_task in kept]
     _forget(Work(Slide("s1", (), None), (stage,), 1, 0.0))
-    return kept, len(context.task_runner._cancel_events), len(context.run_results)
+    return before, [len(by_task) for by_task in kept]
 
 
 def test_prefect_keeps_nothing_of_a_slide_that_is_done(prefect_server: str) -> None:
-    assert count_one() == (1, 0, 0), "Prefect keeps an event of each task to the flow run's end"
+    before, after = count_one()
+    assert before[:2] == [1, 1], "Prefect keeps an event and the assets of each task to the flow run's end"
+    assert after == [0, 0, 0]

@@ -5,6 +5,7 @@ import json
 import math
 import pickle
 import re
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from upath import UPath
 
 from wbc.models.cards import ModelCard
-from wbc.types import ChunkKey, Detections, FieldError, FieldKey, Slide, Tile
+from wbc.types import ChunkKey, Detections, FieldError, FieldKey, FieldPaths, Slide, Tile
 
 
 def paths(*names: str) -> tuple[UPath, ...]:
@@ -37,6 +38,29 @@ def test_fields_must_be_sorted_and_distinct(names: tuple[str, ...]) -> None:
 def test_a_scale_must_be_a_positive_number(um_per_px: float) -> None:
     with pytest.raises(ValueError, match=str(um_per_px)):
         Slide("s1", paths("a.png"), um_per_px)
+
+
+@pytest.mark.parametrize("names", [(), ("a.png",), ("a b.png", "b\n.png", "é.png", "\udcff.png")])
+def test_paths_of_fields_are_those_of_a_tuple(names: tuple[str, ...]) -> None:
+    found, same = FieldPaths(UPath("/slides"), names), paths(*names)
+    assert (tuple(found), len(found), found.names) == (same, len(same), names)
+    assert [found[i] for i in range(len(names))] == list(same)
+    assert tuple(found[1:]) == same[1:]
+    assert pickle.loads(pickle.dumps(found)) == found == FieldPaths(UPath("/slides"), names)
+    assert Slide("s1", found).field_names == Slide("s1", same).field_names == names
+    assert {found, FieldPaths(UPath("/slides"), names), FieldPaths(UPath("/others"), names)} == {
+        found,
+        FieldPaths(UPath("/others"), names),
+    }
+
+
+def test_the_paths_of_a_hundred_thousand_fields_are_two_megabytes() -> None:
+    tracemalloc.start()
+    found = FieldPaths(UPath("/slides"), (f"field-{i:06d}.jpg" for i in range(100_000)))
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found) == 100_000
+    assert kept < 2e6
 
 
 def test_keys_name_work_and_travel() -> None:

@@ -71,7 +71,7 @@ def is_drawn(out: UPath, slide: Slide, cells: Cells = "white") -> bool:
 def _targets(out: UPath, slide: Slide, row: SlideRow) -> dict[str, UPath]:
     """The drawings of the fields that were counted, by field."""
     failed = {failed.field for failed in row.failed_fields}
-    paths = Layout(out).drawings(slide.slide_id, [arrow_text(path.name) for path in slide.field_paths])
+    paths = Layout(out).drawings(slide.slide_id, [arrow_text(name) for name in slide.field_names])
     return {field: path for field, path in paths.items() if field not in failed}
 
 

@@ -26,7 +26,6 @@ class IngestedField:
     A field that failed has a `failure`, the reason, and no `pixels`.
     """
 
-    path: UPath
     stamp: FieldStamp
     sha256: str = ""
     pixels: "StoredPixels | None" = None
@@ -37,10 +36,15 @@ class IngestedField:
     store_seconds: float = 0.0
 
     @property
+    def name(self) -> str:
+        """Its file's name."""
+        return self.stamp.name
+
+    @property
     def alike(self) -> Alike:
         """What fields photographed at one scale have in common. Raises ValueError where it could not be read."""
         if self.pixels is None:
-            raise ValueError(f"{self.path.name} could not be read: {self.failure}")
+            raise ValueError(f"{self.name} could not be read: {self.failure}")
         return self.pixels.height, self.pixels.width, self.camera
 
 
@@ -86,8 +90,9 @@ class Ingested:
         """A field to count at `um_per_px`. Raises ValueError for one that could not be read."""
         field = self.fields[index]
         if field.pixels is None:
-            raise ValueError(f"{field.path.name} could not be read: {field.failure}")
-        return ReadyField(FieldKey(self.slide.slide_id, index), field.path, field.sha256, field.pixels, um_per_px)
+            raise ValueError(f"{field.name} could not be read: {field.failure}")
+        path = self.slide.field_paths[index]
+        return ReadyField(FieldKey(self.slide.slide_id, index), path, field.sha256, field.pixels, um_per_px)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ def commit_failure(failure: SlideFailure, job: Job) -> None:
     An older count of other content goes to the history: it must not pass for this run's. The next run counts again.
     """
     slide = failure.slide
-    fields = tuple(FieldRow(path.name, None, "not_counted", FieldSeconds()) for path in slide.field_paths)
+    fields = tuple(FieldRow(name, None, "not_counted", FieldSeconds()) for name in slide.field_names)
     evidence = Evidence(slide.slide_id, fields, SlideDetections.empty(), _origin(job, None, None, None))
     result = tally(evidence, rules_of(job, None), occasion_of(slide.source, job.run_id))
     keep_stamps(slide, (), job)
@@ -97,14 +97,14 @@ def _field_rows(detected: DetectedSlide) -> tuple[FieldRow, ...]:
     for i, field in enumerate(fields):
         row = _field_row(field, detected.scales.get(i, unknown), spent.get(i, nothing))
         if row.status == "counted" and i in twins:
-            row = replace(row, status="duplicate", duplicate_of=fields[twins[i]].path.name)
+            row = replace(row, status="duplicate", duplicate_of=fields[twins[i]].name)
         rows.append(row)
     return tuple(rows)
 
 
 def _field_row(field: IngestedField, scale: Scale, spent: ModelSeconds) -> FieldRow:
     return FieldRow(
-        field.path.name,
+        field.name,
         field.sha256 or None,
         "counted" if field.failure is None else "failed",
         FieldSeconds(field.decode_seconds, field.store_seconds, spent.detect, spent.classify),

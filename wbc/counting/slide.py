@@ -6,9 +6,11 @@ fan chunks of fields out to the executor, which gets addresses and never pixels.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, wait
 from dataclasses import replace
+
+from upath import UPath
 
 from wbc.counting.handover import DetectedChunk, DetectedSlide, Ingested, Scale, SlideFailure, SlideOutcome, outcome_of
 from wbc.counting.job import CountSettings, Job, WorkSettings
@@ -58,12 +60,17 @@ def chunks(slide: Slide, chunk_fields: int) -> list[ChunkKey]:
     return ChunkKey(slide.slide_id, indices).cut(chunk_fields) if indices else []
 
 
+def _paths_of(slide: Slide, chunk: ChunkKey) -> Sequence[UPath]:
+    return slide.field_paths[chunk.indices[0] : chunk.indices[-1] + 1]  # the indices of `chunks` have no gaps
+
+
 def ingest_slide(slide: Slide, job: Job, executor: Executor) -> Ingested:
     """Stage 1: read, digest and store every field of a slide; `done` where that shows its count to stand already."""
     began = time.monotonic()
     group = job.pixels_group(slide.slide_id)
     create_group(group, slide)
-    futures = [executor.submit(ingest_chunk, slide, key, group) for key in chunks(slide, job.work.chunk_fields)]
+    parts = [(_paths_of(slide, key), key) for key in chunks(slide, job.work.chunk_fields)]
+    futures = [executor.submit(ingest_chunk, paths, key, group) for paths, key in parts]
     wait(futures)  # also where one failed: a retry must not meet the others' writing
     fields = tuple(f for future in futures for f in future.result())
     done = not job.force and stands(slide, digests(fields), job)

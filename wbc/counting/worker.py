@@ -24,7 +24,7 @@ from wbc.storage.images import camera_of, decode_field, digest, field_content, u
 from wbc.storage.pixels import PixelsLost, read_pixels, write_pixels
 from wbc.storage.stamps import FieldStamp, stamp
 from wbc.taxonomy import GENERIC
-from wbc.types import ChunkKey, Detections, FieldError, FieldKey, Precision, Slide, cut
+from wbc.types import ChunkKey, Detections, FieldError, FieldKey, Precision, cut
 
 Pixels = NDArray[np.uint8]
 logger = logging.getLogger(__name__)
@@ -67,15 +67,15 @@ class Batch:
     failures: tuple[tuple[int, str], ...]
 
 
-def ingest_chunk(slide: Slide, key: ChunkKey, group: UPath) -> list[IngestedField]:
+def ingest_chunk(paths: Sequence[UPath], key: ChunkKey, group: UPath) -> list[IngestedField]:
     """On a worker: read a chunk's fields into the slide's Zarr group. A field that cannot be read says why."""
-    return [_ingest_field(slide.field_paths[f.field], f, group) for f in key.fields()]
+    return [_ingest_field(path, f, group) for path, f in zip(paths, key.fields(), strict=True)]
 
 
 def _ingest_field(path: UPath, key: FieldKey, group: UPath) -> IngestedField:
     """One read of the file: digest, scale and pixels are of the same bytes, and the stamp is no younger than they."""
     began = time.monotonic()
-    field = IngestedField(path, FieldStamp(path.name, 0, ""))
+    field = IngestedField(FieldStamp(path.name, 0, ""))
     try:
         field = replace(field, stamp=stamp(path))
         content = field_content(path)

@@ -20,8 +20,8 @@ def create_group(group: UPath, slide: Slide) -> None:
     Its metadata is written before any field, so that writers of different fields never meet.
     """
     remove_folder(group)
-    names = [path.name for path in slide.field_paths]
-    zarr.create_group(_store(group), attributes={"slide_id": slide.slide_id, "fields": names})
+    attributes = {"slide_id": slide.slide_id, "fields": list(slide.field_names)}
+    zarr.create_group(_store(group), attributes=attributes)
 
 
 class PixelsLost(Exception):

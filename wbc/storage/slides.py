@@ -13,7 +13,7 @@ from wbc.storage.atomic import local_path
 from wbc.storage.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, words
 from wbc.storage.layout import results_among
 from wbc.storage.names import address, encodable, safe_name
-from wbc.types import Slide
+from wbc.types import FieldPaths, Slide
 
 Parts = tuple[str, ...]
 Kind = Literal["unread_picture", "unreadable_folder", "linked_again", "results", "hidden", "other_file"]
@@ -94,8 +94,7 @@ def survey(root: UPath) -> Survey:
     name = safe_name(root.resolve().name or ".")
     ids[()] = safe_name(".") if name in ids.values() else name
     slides = [
-        Slide(ids[parts], tuple(folder / name for name in names), source=address(folder))
-        for parts, (folder, names) in found.items()
+        Slide(ids[parts], FieldPaths(folder, names), source=address(folder)) for parts, (folder, names) in found.items()
     ]
     return Survey(tuple(sorted(slides, key=lambda slide: slide.slide_id)), tuple(passed_over))
 
