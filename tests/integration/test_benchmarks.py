@@ -2,7 +2,7 @@
 
 import json
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +16,12 @@ from upath import UPath
 from benchmarks import (
     attack,
     common,
+    gpu_busy,
+    gpu_copies,
+    gpu_fields,
+    gpu_stages,
+    gpu_subject,
+    gpu_variants,
     limits,
     memory,
     merge,
@@ -232,3 +238,16 @@ def test_white_cells_alone_are_held_against_all() -> None:
     row, differences = white_cells.compare(white_cells.Series(white_cells.TYPICAL, [field], 0.2), model, rounds=1)
     assert (row["white cells of all"], row["found again"], row["more"], differences) == (3, 3, 0, [])
     assert white_cells.report_of([row], differences).claims[0].met
+
+
+def test_what_a_gpu_is_asked_can_be_tried_out_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = Future[bytes]()
+    small.set_result(gpu_fields._field((160, 200), 0))
+    subject = gpu_subject.subject_of(tmp_path, "cpu", gpu_fields.Rendering([small], [small]))
+    monkeypatch.setattr(gpu_busy, "N_ON_CPU", 2)
+    stages = list(gpu_stages.rows(subject))
+    assert {"decode", "backbone", "RoIAlign", "merge"} <= {row["stage"] for row in stages if "stage" in row}
+    assert {"tiles as shipped", "scale there"} <= {row.get("way") for row in gpu_copies.copies(subject)}
+    ways = {row["way"]: row["cells"] for row in gpu_variants.rows(subject) if "way" in row}
+    assert ways["as shipped, RoIAlign by rows"] == ways["as shipped"] > 0
+    assert [row["failed"] for row in gpu_busy.rows(subject) if "producers" in row] == [0]

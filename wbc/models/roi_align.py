@@ -50,11 +50,13 @@ def pool_rows(rows: MapRows, levels: Tensor, boxes: Sequence[Tensor], bins: tupl
     A bin is the mean of `samples` by `samples` places, each interpolated between four pixels of its map; a place more
     than a pixel outside of the map is 0.
     """
-    regions = torch.cat(list(boxes)) * torch.tensor(rows.scales)[levels][:, None]
-    pictures = torch.repeat_interleave(torch.arange(len(boxes)), torch.tensor([len(b) for b in boxes]))
-    sizes = torch.tensor([(height, width) for _, _, height, width in rows.shapes])
+    device = rows.table.device
+    regions = torch.cat(list(boxes)) * torch.tensor(rows.scales, device=device)[levels][:, None]
+    counts = torch.tensor([len(b) for b in boxes], device=device)
+    pictures = torch.repeat_interleave(torch.arange(len(boxes), device=device), counts, output_size=len(regions))
+    sizes = torch.tensor([(height, width) for _, _, height, width in rows.shapes], device=device)
     heights, widths = sizes[levels].unbind(1)
-    pixels = torch.tensor([0, *(n * height * width for n, _, height, width in rows.shapes[:-1])])
+    pixels = torch.tensor([0, *(n * height * width for n, _, height, width in rows.shapes[:-1])], device=device)
     starts = pixels.cumsum(0)[levels] + pictures * heights * widths
     y, y_weights = _neighbours(regions[:, 1], regions[:, 3], heights, bins[0], samples)
     x, x_weights = _neighbours(regions[:, 0], regions[:, 2], widths, bins[1], samples)
@@ -73,7 +75,7 @@ def _neighbours(low: Tensor, high: Tensor, length: Tensor, bins: int, samples: i
     """The pixels on both sides of each place along one axis, and their weights: int64 and float32 (R,bins,2·S)."""
     places = bins * samples
     step = (high - low).clamp(min=1) / places
-    at = low[:, None] + (torch.arange(places) + 0.5) * step[:, None]
+    at = low[:, None] + (torch.arange(places, device=low.device) + 0.5) * step[:, None]
     last = length[:, None] - 1
     outside = (at < -1) | (at > length[:, None])
     at = at.clamp(min=0).minimum(last)

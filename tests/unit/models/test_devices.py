@@ -1,0 +1,84 @@
+"""The models' code on a GPU that is only pretended: no tensor is made on the CPU that meets one on the GPU."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from pretended_gpu import OnGPU, on_gpu, pretended_gpu
+from torch import nn
+
+from wbc.cells.classify import features, predict
+from wbc.cells.detect import run_tiles
+from wbc.models import builders
+from wbc.models.bfloat16 import precision_of
+from wbc.models.cards import ModelCard
+from wbc.models.inference import for_inference
+from wbc.models.registry import LoadedModel
+from wbc.models.roi_align import MapRows, pool_rows
+
+CPU = torch.device("cpu")
+HALF = (0.5, 0.5, 0.5)
+SMALL = {"pyramid_channels": 16, "head_width": 32, "most_proposals": 400}
+DETECTOR = ModelCard("d", "1", "detector", "faster_rcnn", SMALL, ("rbc", "platelet", "wbc"), 0.2, 0, HALF, HALF, "")
+NET = {"backbone": "test_efficientnet"}
+CLASSIFIER = ModelCard("c", "1", "classifier", "crop_classifier", NET, ("a", "b"), 0.2, 32, HALF, HALF, "")
+
+
+def model(card: ModelCard) -> LoadedModel:
+    torch.manual_seed(1)
+    module = builders.build(card).requires_grad_(False)
+    if card.task == "detector":
+        nn.init.normal_(module.rpn.head.cls_logits.weight, std=0.5)  # else no place is surer than another
+    return LoadedModel(module, card, CPU)
+
+
+def test_a_tensor_on_the_cpu_meets_none_on_the_gpu() -> None:
+    with pretended_gpu() as gpu:
+        there = torch.ones(3, device=gpu)
+        assert (there + 1).device == gpu
+        assert torch.equal((there * 2).cpu(), torch.full((3,), 2.0))
+        with pytest.raises(RuntimeError, match="beside tensors on the GPU"):
+            there + torch.ones(3)
+        with pytest.raises((RuntimeError, TypeError)):
+            there.numpy()
+
+
+def test_a_detector_finds_on_a_gpu_what_it_finds_on_the_cpu() -> None:
+    loaded = model(DETECTOR)
+    for part in loaded.module.modules():
+        if hasattr(part, "half_precision"):
+            part.half_precision = True
+    tiles = [np.random.default_rng(i).integers(0, 255, (96, 128, 3), np.uint8) for i in range(2)]
+    here = replace(loaded, module=for_inference(loaded.module, CPU))
+    with pretended_gpu() as gpu:
+        there = replace(loaded, module=on_gpu(for_inference(loaded.module, gpu)), device=gpu)
+        assert precision_of(there.module, gpu) == "bfloat16"
+        found = run_tiles(tiles, there, 0.0)
+    for ours, theirs in zip(run_tiles(tiles, here, 0.0), found, strict=True):
+        assert len(ours) > 20
+        np.testing.assert_allclose(theirs.boxes, ours.boxes, atol=0.1)
+        np.testing.assert_allclose(theirs.scores, ours.scores, atol=1e-3)
+
+
+def test_a_classifier_says_on_a_gpu_what_it_says_on_the_cpu() -> None:
+    loaded = model(CLASSIFIER)
+    crops = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), np.uint8)
+    with pretended_gpu() as gpu:
+        there = replace(loaded, module=on_gpu(loaded.module), device=gpu)
+        np.testing.assert_allclose(predict(crops, there), predict(crops, loaded), atol=1e-6)
+        np.testing.assert_allclose(features(crops, there), features(crops, loaded), atol=1e-5)
+
+
+@torch.inference_mode()
+def test_rows_are_pooled_on_the_device_that_they_are_on() -> None:
+    shapes, scales = [torch.Size((2, 4, 16, 12)), torch.Size((2, 4, 8, 6))], (0.25, 0.125)
+    table = torch.randn(sum(n * h * w for n, _, h, w in shapes), 4)
+    boxes = [torch.tensor([[1.0, 2.0, 30.0, 41.0]]), torch.tensor([[0.0, 0.0, 47.0, 63.0], [3.0, 3.0, 9.0, 9.0]])]
+    levels = torch.tensor([0, 1, 0])
+    expected = pool_rows(MapRows(table, shapes, scales), levels, boxes, (7, 7), 1)
+    with pretended_gpu() as gpu:
+        rows = MapRows(table.to(gpu), shapes, scales)
+        pooled = pool_rows(rows, levels.to(gpu), [b.to(gpu) for b in boxes], (7, 7), 1)
+        assert isinstance(pooled, OnGPU)
+        assert torch.equal(pooled.cpu(), expected)
