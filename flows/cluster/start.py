@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # A worker process that died is started again by its nanny. On a busy machine that takes longer than the 15 s after
 # which Dask would give the worker up for lost, and with the last one the run.
 PATIENCE_WITH_LOST_WORKERS = {"distributed.deploy.lost-worker-timeout": "1 hour"}
+# Dask keeps its last thousand steps, and of each connection the last thousand messages, for those who look for faults
+# in Dask: calls with all their arguments, long after they are done.
+SHORT_LOGS = {"distributed.admin.low-level-log-length": 50}
 
 
 def prepare(settings: ClusterSettings, models: Sequence[ModelRef]) -> None:
@@ -45,10 +48,12 @@ def start(
 
     security = None if settings.security is None else certificate_in(settings.security)
     if settings.scheduler is not None:
-        yield settings.scheduler, device, security
+        with dask.config.set(SHORT_LOGS):
+            yield settings.scheduler, device, security
         return
     # Calls to a cluster that has lost its last worker fail after this time, and are not waited for without end.
-    with dask.config.set({"distributed.scheduler.no-workers-timeout": settings.wait_seconds} | _forking(settings)):
+    patience = {"distributed.scheduler.no-workers-timeout": settings.wait_seconds}
+    with dask.config.set(patience | SHORT_LOGS | _forking(settings)):
         if settings.cluster_class is None:
             own = security or own_certificate()
             cluster = cluster_here(settings.workers, gpus := visible_gpus(device), own)
