@@ -22,7 +22,8 @@ COUNTING_VERSION = 5
 # Every box that the detector gives from this score on is named and kept, whatever score a count asks for.
 LOWEST_SCORE = 0.05
 # Calls grow, up to so many fields, where a thread has so many to come: the last then ends little after the others.
-CALLS_A_THREAD, MOST_FIELDS = 20, 25
+# To read a field takes a tenth of the time that its cells take, so that calls which read may be larger.
+CALLS_A_THREAD, MOST_FIELDS, READ_TIMES = 20, 25, 2
 PRECISIONS: tuple[Precision | None, ...] = (None, *get_args(Precision))
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
@@ -65,6 +66,11 @@ class WorkSettings:
     def fields_at_once(self, field_px: int) -> int:
         """How many fields of so many pixels one call on the models gets."""
         return max(1, self.least_fields, min(self.chunk_fields, self.chunk_px // max(1, field_px)))
+
+    @property
+    def read_at_once(self) -> int:
+        """How many fields one call reads."""
+        return max(self.chunk_fields, READ_TIMES * self.least_fields)
 
     def for_run(self, n_fields: int, threads: int) -> "WorkSettings":
         """The same for a run of so many fields on so many threads: larger calls, where each has many to come."""

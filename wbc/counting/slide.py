@@ -69,7 +69,7 @@ def ingest_slide(slide: Slide, job: Job, executor: Executor) -> Ingested:
     began = time.monotonic()
     group = job.pixels_group(slide.slide_id)
     create_group(group, slide)
-    parts = [(_paths_of(slide, key), key) for key in chunks(slide, job.work.chunk_fields)]
+    parts = [(_paths_of(slide, key), key) for key in chunks(slide, job.work.read_at_once)]
     futures = [executor.submit(ingest_chunk, paths, key, group) for paths, key in parts]
     wait(futures)  # also where one failed: a retry must not meet the others' writing
     fields = tuple(f for future in futures for f in future.result())

@@ -225,3 +225,4 @@ def test_calls_grow_where_a_thread_has_many_to_come_and_no_further() -> None:
     assert very_many.fields_at_once(2560 * 1920) == very_many.chunk_fields == 25
     assert WorkSettings().for_run(1_000, 10).fields_at_once(2560 * 1920) == 5
     assert WorkSettings().for_run(1_000, 10).chunk_fields == WorkSettings().chunk_fields
+    assert (few.read_at_once, very_many.read_at_once) == (few.chunk_fields, 50)
