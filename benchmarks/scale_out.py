@@ -25,6 +25,7 @@ from benchmarks.common import Claim, Report, Row, parser, peak_rss_mb, show, stu
 from benchmarks.many_slides import Watch
 from wbc.counting.handover import DetectedChunk, IngestedField, ModelSeconds, ReadyField
 from wbc.counting.job import Job
+from wbc.storage.categorical import Categorical
 from wbc.storage.detections import SlideDetections
 from wbc.storage.pixels import StoredPixels
 from wbc.storage.stamps import FieldStamp
@@ -83,8 +84,9 @@ def _detected(field: ReadyField, site: Simulated) -> DetectedChunk:
     n, rng = site.boxes, np.random.default_rng(field.key.field)
     low = rng.uniform(0, 1800, (n, 2)).astype(np.float32)
     scores = rng.uniform(0.05, 1.0, n).astype(np.float32)
+    names, classes = Categorical.repeat(field.path.name, n), Categorical.repeat("rbc", n)
     nothing = np.zeros((n, 0), np.float16), np.full(n, np.nan, np.float32)
-    boxes = SlideDetections((field.path.name,) * n, np.hstack([low, low + 70]), ("rbc",) * n, scores, *nothing)
+    boxes = SlideDetections(names, np.hstack([low, low + 70]), classes, scores, *nothing)
     seconds = (ModelSeconds(field.key.field, site.model_seconds, 0.0),)
     return DetectedChunk(boxes, None, precisions=frozenset(["float32"]), seconds=seconds)
 

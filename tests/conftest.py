@@ -22,6 +22,7 @@ from wbc.models import builders
 from wbc.models.cards import ModelCard
 from wbc.models.registry import LoadedModel
 from wbc.storage import tables
+from wbc.storage.categorical import Categorical
 from wbc.storage.counts import commit
 from wbc.storage.tables import FailedField, Seconds, SlideRow
 from wbc.taxonomy import Taxonomy, load_taxonomy
@@ -118,7 +119,7 @@ def commit_slide() -> CommitSlide:
         result = differential_of(kinds, own, len(failed))
         cells = tables.cells_table(
             slide_id,
-            ["field-001.jpg"] * n,
+            Categorical.repeat("field-001.jpg", n),
             np.tile(np.array([10, 20, 110, 120], np.float32), (n, 1)),
             np.full(n, 0.9, np.float32),
             called(kinds, [0.9] * n if type_scores is None else type_scores),

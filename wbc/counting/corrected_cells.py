@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wbc.cells.geometry import box_iou
+from wbc.storage.categorical import Categorical
 from wbc.storage.corrections import Correction, applicable
 from wbc.storage.detections import FieldRow, SlideDetections
 from wbc.storage.tables import Review
@@ -31,7 +32,10 @@ class Placed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReviewedCells:
-    """A slide's cells with the names that count; beside each what a person made of its name, None where none did."""
+    """A slide's cells with the names that count; beside each what a person made of its name, None where none did.
+
+    No `reviews` at all where nobody looked at any.
+    """
 
     cells: SlideDetections
     names: CellNames
@@ -40,6 +44,8 @@ class ReviewedCells:
     @property
     def is_known(self) -> NDArray[np.bool_]:
         """Whose name (N,) a person gave; one who could not tell gave none."""
+        if not self.reviews:
+            return np.zeros(len(self.cells), bool)
         told = [r is not None and name != UNIDENTIFIED for r, name in zip(self.reviews, self.names.types, strict=True)]
         return np.array(told, bool)
 
@@ -54,13 +60,12 @@ def place(
     """
     by_name = {row.field: row for row in fields if row.status == "counted"}
     given = applicable(corrections, {row.field: row.digest for row in fields})
-    names = np.array(found.fields, object)
     placed: dict[int, Correction] = {}
     missed: list[Correction] = []
     for correction in given:
         if correction.field not in by_name:
             continue
-        here = names == correction.field
+        here = found.fields.where(correction.field)
         row = _nearest(correction, found, here & counts, placed)
         row = _nearest(correction, found, here & ~counts, placed) if row is None else row
         if row is not None:
@@ -87,6 +92,8 @@ def review(
 
     `rows` (N,) are the cells' rows among all that was found. Raises ValueError for a name that the taxonomy lacks.
     """
+    if not (placed.found or placed.missed):
+        return ReviewedCells(cells, names, ())
     types = names.types.astype(object)
     reviews: list[Review | None] = [None] * len(rows)
     for i in np.flatnonzero(np.isin(rows, list(placed.found))):
@@ -107,9 +114,9 @@ def _boxes(missed: Sequence[Correction], n_kinds: int) -> SlideDetections:
     n = len(missed)
     unknown = np.full(n, UNKNOWN, np.float32)
     return SlideDetections(
-        tuple(c.field for c in missed),
+        Categorical.of(c.field for c in missed),
         np.array([c.box for c in missed], np.float32).reshape(n, 4),
-        tuple(c.cell_type for c in missed),
+        Categorical.of(c.cell_type for c in missed),
         unknown,
         np.full((n, n_kinds), UNKNOWN, np.float16),
         unknown.copy(),

@@ -2,7 +2,6 @@
 score. It opens no file and runs no model, so that a count from pixels and a recount are one and the same.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -85,7 +84,8 @@ def tally(evidence: Evidence, rules: Rules, occasion: Occasion) -> Tally:
     result = not_looked_for(result, left_out(evidence.origin.cells), rules.taxonomy)
     confusion = rules.stranger_confusion if is_strange else rules.confusion
     if confusion is not None:
-        result = corrected(result, list(names.types), cells.fields, confusion, rules.taxonomy, reviewed.is_known)
+        own_fields = cells.fields.codes.tolist()
+        result = corrected(result, list(names.types), own_fields, confusion, rules.taxonomy, reviewed.is_known)
     tables: dict[TableName, pa.Table] = {
         "cells": cells_table(slide_id, cells.fields, cells.boxes, cells.scores, names, reviewed.reviews),
         "differentials": differentials_table(slide_id, result),
@@ -111,9 +111,10 @@ def unfamiliarity_of(cells: SlideDetections, kinds: Kinds | None) -> float | Non
 
 def _names(cells: SlideDetections, kinds: Kinds | None, taxonomy: Taxonomy, *, is_strange: bool) -> CellNames:
     """What each box is called: by the classifier where the detector knows it for a white cell and no more."""
-    own = {name: taxonomy.resolve(name) for name in set(cells.classes)}  # tens of thousands of cells, few classes
-    names = CellNames.of_types(np.array([own[name] for name in cells.classes], object))
-    white = np.flatnonzero(np.array([name == GENERIC for name in cells.classes], bool))
+    classes = cells.classes.used()
+    own = np.array([taxonomy.resolve(name) for name in classes.categories], object)
+    names = CellNames.of_types(own[classes.codes])
+    white = np.flatnonzero(classes.where(GENERIC))
     if kinds is not None and len(white):
         threshold = kinds.threshold_of(is_strange=is_strange)
         told = name_cells(cells.probabilities[white], kinds.names, taxonomy, threshold)
@@ -124,8 +125,8 @@ def _names(cells: SlideDetections, kinds: Kinds | None, taxonomy: Taxonomy, *, i
 
 def _counted(fields: Sequence[FieldRow], cells: SlideDetections) -> tuple[FieldRow, ...]:
     """The fields with their numbers of cells, None of those that were not counted."""
-    n_cells = Counter(cells.fields)
-    return tuple(replace(row, n_cells=n_cells[row.field] if row.status == "counted" else None) for row in fields)
+    n_cells = cells.fields.counts()
+    return tuple(replace(row, n_cells=n_cells.get(row.field, 0) if row.status == "counted" else None) for row in fields)
 
 
 def _row(evidence: Evidence, rules: Rules, result: Differential, occasion: Occasion) -> SlideRow:

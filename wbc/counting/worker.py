@@ -19,6 +19,7 @@ from wbc.counting.handover import DetectedChunk, IngestedField, ModelSeconds, Re
 from wbc.counting.job import Job
 from wbc.models.engines import ready_detector
 from wbc.models.registry import LoadedModel, load, resolve_device
+from wbc.storage.categorical import Categorical
 from wbc.storage.detections import Kinds, SlideDetections
 from wbc.storage.images import camera_of, decode_field, digest, field_content, um_per_px_of
 from wbc.storage.pixels import PixelsLost, read_pixels, write_pixels
@@ -200,16 +201,17 @@ def _classify(field: ReadyField, pixels: Pixels, cells: Detections, um_per_px: f
     """
     from wbc.cells.classify import classify
 
-    names, kinds = np.array(models.detector.card.classes, object)[cells.labels - 1], models.kinds
+    labels, kinds = (cells.labels - 1).astype(np.int32), models.kinds
+    classes = Categorical(labels, models.detector.card.classes)
     probabilities = np.full((len(cells), len(kinds.names) if kinds else 0), np.nan, np.float16)
     distances = np.full(len(cells), np.nan, np.float32)
-    generic = np.flatnonzero(names == GENERIC)
+    generic = np.flatnonzero(classes.where(GENERIC))
     if models.classifier is not None and len(generic):
         try:
             classified = classify(pixels, cells.boxes[generic], um_per_px, models.classifier)
         except FloatingPointError as error:
             return DetectedChunk.failed(((field.key.field, str(error)),))
         probabilities[generic], distances[generic] = classified
-    files = (field.path.name,) * len(cells)
-    boxes = SlideDetections(files, cells.boxes, tuple(names), cells.scores, probabilities, distances)
+    files = Categorical.repeat(field.path.name, len(cells))
+    boxes = SlideDetections(files, cells.boxes, classes, cells.scores, probabilities, distances)
     return DetectedChunk(boxes, kinds)

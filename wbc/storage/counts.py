@@ -38,6 +38,7 @@ from wbc.storage.layout import TABLES, Layout, TableName
 from wbc.storage.tables import SCHEMAS, DuplicateField, FailedField, Seconds, SlideRow, slides_table
 
 PATIENCE_SECONDS, PAUSE_SECONDS = 1.0, 0.02
+FEW_ROWS = 1000
 _OTHERS = tuple(name for name in TABLES if name != "slides")
 _ROW_DIGEST = b"wbc_row_sha256"  # a key of the metadata in the file of `slides`
 
@@ -288,8 +289,10 @@ def _parquet(name: TableName, table: pa.Table) -> bytes:
     if name == "slides":
         table = table.replace_schema_metadata({_ROW_DIGEST: _row_digest(table)})
     sink = pa.BufferOutputStream()
-    # A dictionary of numbers that are all different is work for nothing, and makes the file a third larger.
-    pq.write_table(table, sink, compression="zstd", use_dictionary=_columns_of_words(table.schema))
+    # A dictionary of numbers that are all different is work for nothing, and makes the file a third larger. To set up
+    # zstd for each column takes longer than all else where there are few rows.
+    compression = "zstd" if len(table) > FEW_ROWS else "snappy"
+    pq.write_table(table, sink, compression=compression, use_dictionary=_columns_of_words(table.schema))
     content: bytes = sink.getvalue().to_pybytes()
     return content
 

@@ -7,7 +7,6 @@ detections, and how, is in the file's own schema metadata, under `wbc`, as a tab
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -16,8 +15,9 @@ from numpy.typing import NDArray
 
 from wbc.engine import Engine
 from wbc.sought import Sought
+from wbc.storage.categorical import Categorical
 from wbc.storage.corrections import Correction
-from wbc.storage.tables import SCHEMAS, FieldSeconds, arrow_text, sides, texts, words
+from wbc.storage.tables import SCHEMAS, FieldSeconds, arrow_text, categories, repeated, sides, texts
 from wbc.types import Precision, ScaleFrom, Threshold
 
 FieldStatus = Literal["counted", "failed", "duplicate", "not_counted"]
@@ -71,9 +71,9 @@ class SlideDetections:
     far the cell's look is from those that the classifier has learnt from, float32 (N,), NaN where nothing tells.
     """
 
-    fields: tuple[str, ...]
+    fields: Categorical
     boxes: NDArray[np.float32]
-    classes: tuple[str, ...]
+    classes: Categorical
     scores: NDArray[np.float32]
     probabilities: NDArray[np.float16]
     distances: NDArray[np.float32]
@@ -93,17 +93,18 @@ class SlideDetections:
     @staticmethod
     def empty(n_kinds: int = 0) -> "SlideDetections":
         """No boxes."""
-        none = np.zeros(0, np.float32)
-        return SlideDetections((), np.zeros((0, 4), np.float32), (), none, np.zeros((0, n_kinds), np.float16), none)
+        none, nowhere = np.zeros(0, np.float32), Categorical.of(())
+        no_kinds = np.zeros((0, n_kinds), np.float16)
+        return SlideDetections(nowhere, np.zeros((0, 4), np.float32), nowhere, none, no_kinds, none)
 
     @staticmethod
     def concatenate(parts: "Sequence[SlideDetections]") -> "SlideDetections":
         """The boxes of all parts, in order; all that have any are of one classifier."""
         whole = [part for part in parts if len(part)] or [*parts[:1], SlideDetections.empty()][:1]
         return SlideDetections(
-            tuple(chain.from_iterable(part.fields for part in whole)),
+            Categorical.concatenate([part.fields for part in whole]),
             np.concatenate([part.boxes for part in whole]),
-            tuple(chain.from_iterable(part.classes for part in whole)),
+            Categorical.concatenate([part.classes for part in whole]),
             np.concatenate([part.scores for part in whole]),
             np.concatenate([part.probabilities for part in whole]),
             np.concatenate([part.distances for part in whole]),
@@ -112,9 +113,9 @@ class SlideDetections:
     def take(self, which: NDArray[np.bool_]) -> "SlideDetections":
         """The boxes at a mask."""
         return SlideDetections(
-            tuple(np.array(self.fields, object)[which]),
+            self.fields.take(which),
             self.boxes[which],
-            tuple(np.array(self.classes, object)[which]),
+            self.classes.take(which),
             self.scores[which],
             self.probabilities[which],
             self.distances[which],
@@ -166,11 +167,11 @@ def detections_table(slide_id: str, detections: SlideDetections, origin: Origin)
         texts(detections.fields),
         np.arange(n, dtype=np.int32),
         *sides(detections.boxes),
-        words(detections.classes),
+        categories(detections.classes.used()),
         detections.scores,
         _lists(pa.array(np.tile(names, is_named.sum()), pa.string()), is_named),
         _lists(pa.array(detections.probabilities[is_named].ravel(), pa.float16()), is_named),
-        pa.repeat(pa.scalar(origin.detections_id, pa.string()), n).dictionary_encode(),
+        repeated(origin.detections_id, n),
         pa.array(detections.distances, pa.float32(), from_pandas=True),
     ]
     metadata = {_ORIGIN: json.dumps(asdict(origin)).encode()}
@@ -179,12 +180,14 @@ def detections_table(slide_id: str, detections: SlideDetections, origin: Origin)
 
 def fields_table(slide_id: str, rows: Iterable[FieldRow]) -> pa.Table:
     """The `fields` of a slide."""
-    of_text = ("field", "reason", "duplicate_of")
-    records = [{column: getattr(row, column) for column in SCHEMAS["fields"].names[1:]} for row in rows]
-    for record in records:
-        record |= {name: None if record[name] is None else arrow_text(record[name]) for name in of_text}
-        record |= {"slide_id": slide_id, "seconds": asdict(record["seconds"])}
-    return pa.Table.from_pylist(records, SCHEMAS["fields"])
+    rows = tuple(rows)
+    columns: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in SCHEMAS["fields"].names[1:]}
+    for name in ("field", "reason", "duplicate_of"):
+        columns[name] = [None if text is None else arrow_text(text) for text in columns[name]]
+    stages = [stage.name for stage in fields(FieldSeconds)]
+    seconds = [pa.array([getattr(row.seconds, stage) for row in rows], pa.float64()) for stage in stages]
+    columns["seconds"] = pa.StructArray.from_arrays(seconds, stages)
+    return pa.table({"slide_id": [slide_id] * len(rows)} | columns, SCHEMAS["fields"])
 
 
 def evidence_of(slide_id: str, fields_read: pa.Table, detections_read: pa.Table) -> Evidence:
@@ -219,13 +222,17 @@ def _detections(table: pa.Table, n_kinds: int) -> SlideDetections:
     is_named = lists.is_valid().to_numpy(zero_copy_only=False)
     probabilities[is_named] = lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, n_kinds or 1)
     return SlideDetections(
-        tuple(column["field"].to_pylist()),
+        _categorical(column["field"].dictionary_encode()),
         np.stack([column[side].to_numpy() for side in ("x0", "y0", "x1", "y1")], 1),
-        tuple(column["detector_class"].to_pylist()),
+        _categorical(column["detector_class"]),
         column["score"].to_numpy(),
         probabilities,
         column["distance"].to_numpy(zero_copy_only=False),
     )
+
+
+def _categorical(column: pa.DictionaryArray) -> Categorical:
+    return Categorical(column.indices.to_numpy(), tuple(column.dictionary.to_pylist()))
 
 
 def _field_rows(table: pa.Table) -> Iterable[FieldRow]:

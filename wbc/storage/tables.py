@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from wbc.engine import Engine
 from wbc.sought import Sought
+from wbc.storage.categorical import Categorical
 from wbc.storage.layout import TableName
 from wbc.storage.names import encodable
 from wbc.types import CellNames, Differential, DifferentialRow, Precision, ScaleFrom
@@ -53,6 +54,7 @@ class FieldSeconds:
     classify: float = 0.0
 
 
+_REVIEW_TIME = pa.timestamp("us", tz="UTC")
 _BOX = [(side, pa.float32()) for side in ("x0", "y0", "x1", "y1")]
 _CELLS = [
     *((name, pa.string()) for name in ("slide_id", "field")),
@@ -64,7 +66,7 @@ _CELLS = [
     ("second_score", pa.float32()),
     ("predicted_type", pa.dictionary(pa.int32(), pa.string())),
     ("corrected_by", pa.string()),
-    ("corrected_at", pa.timestamp("us", tz="UTC")),
+    ("corrected_at", _REVIEW_TIME),
 ]
 _DIFFERENTIALS = [
     *((name, pa.string()) for name in ("slide_id", "cell_type", "lineage")),
@@ -200,7 +202,7 @@ class Review:
 
 def cells_table(
     slide_id: str,
-    field_names: Sequence[str],
+    field_names: Categorical,
     boxes: NDArray[np.float32],
     scores: NDArray[np.float32],
     names: CellNames,
@@ -212,28 +214,33 @@ def cells_table(
     a person made of that, if any did (a NaN is a null in the table). Raises ValueError where the lengths differ.
     """
     n = len(field_names)
-    reviews = reviews or [None] * n
-    if len(reviews) != n:
+    if reviews and len(reviews) != n:
         raise ValueError(f"{n} fields, {len(reviews)} reviews")
     if boxes.shape != (n, 4) or not n == len(scores) == len(names.types) == len(names.scores):
         raise ValueError(
             f"{n} fields, boxes {boxes.shape}, {len(names.types)} types, {len(scores)} and {len(names.scores)} scores"
         )
+    types = words(names.types)
     columns = [
         pa.repeat(slide_id, n),
         texts(field_names),
         np.arange(n, dtype=np.int32),
         *sides(boxes),
-        words(names.types),
+        types,
         pa.array(scores, pa.float32(), from_pandas=True),
         pa.array(names.scores, pa.float32(), from_pandas=True),
         words(names.second_types),
         pa.array(names.second_scores, pa.float32(), from_pandas=True),
-        words([name if r is None else r.predicted_type for name, r in zip(names.types, reviews, strict=True)]),
-        pa.array([None if r is None else encodable(r.by) for r in reviews], pa.string()),
-        pa.array([None if r is None else r.at for r in reviews], pa.timestamp("us", tz="UTC")),
+        *(_reviewed(names, reviews) if reviews else (types, pa.nulls(n, pa.string()), pa.nulls(n, _REVIEW_TIME))),
     ]
     return pa.table(columns, schema=SCHEMAS["cells"])
+
+
+def _reviewed(names: CellNames, reviews: Sequence[Review | None]) -> tuple[pa.Array, pa.Array, pa.Array]:
+    """The columns predicted_type, corrected_by and corrected_at."""
+    predicted = [name if r is None else r.predicted_type for name, r in zip(names.types, reviews, strict=True)]
+    by = pa.array([None if r is None else encodable(r.by) for r in reviews], pa.string())
+    return words(predicted), by, pa.array([None if r is None else r.at for r in reviews], _REVIEW_TIME)
 
 
 def sides(boxes: NDArray[np.float32]) -> list[NDArray[np.float32]]:
@@ -241,10 +248,22 @@ def sides(boxes: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     return [np.ascontiguousarray(boxes[:, side]) for side in range(4)]
 
 
-def texts(values: Sequence[str]) -> pa.Array:
+def texts(values: Categorical) -> pa.Array:
     """A column of texts that Arrow takes, many of them alike: a slide's cells lie in few fields."""
-    unsafe = {value: safe for value in set(values) if (safe := arrow_text(value)) != value}
-    return pa.array([unsafe.get(value, value) for value in values] if unsafe else values, pa.string())
+    return categories(values).cast(pa.string())
+
+
+def categories(values: Categorical) -> pa.DictionaryArray:
+    """A column of few different texts that Arrow takes."""
+    safe = pa.array([arrow_text(text) for text in values.categories], pa.string())
+    return pa.DictionaryArray.from_arrays(values.codes, safe)
+
+
+def repeated(text: str | None, n: int) -> pa.DictionaryArray:
+    """A column of one text, or of nulls."""
+    if text is None:
+        return pa.nulls(n, pa.dictionary(pa.int32(), pa.string()))
+    return categories(Categorical.repeat(text, n))
 
 
 def words(values: Iterable[str | None]) -> pa.Array:

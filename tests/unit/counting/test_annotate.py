@@ -17,6 +17,7 @@ from wbc.counting.annotate import Cells, annotate_slide, is_drawn
 from wbc.counting.drawing import COLOURS
 from wbc.differential import differential_of
 from wbc.storage import tables
+from wbc.storage.categorical import Categorical
 from wbc.storage.counts import commit
 from wbc.storage.images import read_field
 from wbc.storage.layout import Layout
@@ -63,7 +64,7 @@ def counted(
     types, own = [*BOXES] * len(good), taxonomy or load_taxonomy("blood")
     table = cells_table(
         slide.slide_id,
-        [name for name in good for _ in BOXES],
+        Categorical.of(name for name in good for _ in BOXES),
         np.tile(np.array([*BOXES.values()], np.float32), (len(good), 1)),
         np.full(len(types), 0.9, np.float32),
         called(types, [0.8, np.nan, np.nan] * len(good)),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from wbc.counting.tally import Occasion, Rules, Tally, tally
+from wbc.storage.categorical import Categorical
 from wbc.storage.detections import Evidence, FieldRow, Kinds, Origin, SlideDetections
 from wbc.storage.tables import FieldSeconds, Seconds
 from wbc.taxonomy import load_taxonomy
@@ -19,9 +20,9 @@ def count(distances: list[float], kinds: Kinds = KINDS, scores: tuple[float, ...
     """Three white cells, a lymphocyte with 0.9, 0.7, 0.5, and a red cell, which has no look."""
     sure = np.array([0.9, 0.7, 0.5, np.nan])
     detections = SlideDetections(
-        ("a.png",) * 4,
+        Categorical.repeat("a.png", 4),
         np.tile(np.array([10, 10, 40, 40], np.float32), (4, 1)),
-        ("wbc", "wbc", "wbc", "rbc"),
+        Categorical.of(["wbc", "wbc", "wbc", "rbc"]),
         np.array([*scores, 0.9], np.float32),
         np.stack([sure, 1 - sure], 1).astype(np.float16),
         np.array([*distances, np.nan], np.float32),

@@ -9,6 +9,7 @@ import pyarrow as pa
 from counted import called, count_tables
 from upath import UPath
 
+from wbc.storage.categorical import Categorical
 from wbc.storage.counts import commit
 from wbc.storage.detections import FieldRow
 from wbc.storage.layout import Layout, TableName
@@ -55,7 +56,7 @@ def cells(n: int, slide_id: str = "s1") -> pa.Table:
     names = ["a.jpg", "b c.jpg"]
     return cells_table(
         slide_id,
-        [names[i % 2] for i in range(n)],
+        Categorical.of(names[i % 2] for i in range(n)),
         np.arange(4 * n, dtype=np.float32).reshape(n, 4),
         np.linspace(0, 1, n, dtype=np.float32),
         called(["rbc" if i % 3 else "eosinophil" for i in range(n)], [np.nan if i % 3 else 0.5 for i in range(n)]),

@@ -13,6 +13,7 @@ from counted import called
 from sample_counts import contents, count, read_differentials, sample_tables, slide_row
 from upath import UPath
 
+from wbc.storage.categorical import Categorical
 from wbc.storage.counts import commit, committed_count_id, read_slide_row
 from wbc.storage.layout import TABLES, Layout
 from wbc.storage.names import safe_name
@@ -79,7 +80,13 @@ def test_columns_and_types_are_the_contract(local_out: UPath) -> None:
         *("cells: string", "n_corrected: int64", "corrections_digest: string"),
         "engine: string",
     ]
-    assert pq.ParquetFile(Layout(local_out).table("cells", "s1")).metadata.row_group(0).column(0).compression == "ZSTD"
+
+
+def test_tables_are_compressed_with_what_pays(local_out: UPath) -> None:
+    count(local_out, "c1", 1001)
+    files = {name: pq.ParquetFile(Layout(local_out).table(name, "s1")) for name in ("cells", "slides")}
+    codecs = {name: file.metadata.row_group(0).column(0).compression for name, file in files.items()}
+    assert codecs == {"cells": "ZSTD", "slides": "SNAPPY"}
 
 
 def test_pandas_reads_cells_of_all_slides(local_out: UPath) -> None:
@@ -141,14 +148,14 @@ def test_no_cells_and_no_kinds(out: UPath) -> None:
 
 def test_field_name_that_is_no_utf8_is_written() -> None:
     boxes, scores = np.zeros((1, 4), np.float32), np.zeros(1, np.float32)
-    table = cells_table("s1", ["a\udcff.jpg"], boxes, scores, called(["rbc"], [0.5]))
+    table = cells_table("s1", Categorical.of(["a\udcff.jpg"]), boxes, scores, called(["rbc"], [0.5]))
     assert table["field"].to_pylist() == ["a\\udcff.jpg"]
 
 
 def test_impossible_tables_are_refused(out: UPath) -> None:
     two = np.zeros(2, np.float32)
     with pytest.raises(ValueError, match="1 fields, boxes"):
-        cells_table("s1", ["a"], np.zeros((2, 4), np.float32), two, called(["rbc"], [0.5]))
+        cells_table("s1", Categorical.of("a"), np.zeros((2, 4), np.float32), two, called(["rbc"], [0.5]))
     with pytest.raises(ValueError, match="a table of cells has columns"):
         commit(out, sample_tables(1) | {"cells": pa.table({"x": [1]})}, slide_row("c1", 1))
     for unsafe in ("a/b", "_a"):
