@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from benchmarks import paper_detectors
 from benchmarks.common import Row, markdown
-from benchmarks.paper_pictures import draw_confusion, draw_detectors, draw_hues, draw_losses
+from benchmarks.paper_pictures import draw_confusion, draw_detectors, draw_hues, draw_losses, watched
 from benchmarks.paper_variants import VARIANTS, Variant
 from wbc.training.metrics import kind_accuracy
 
@@ -29,14 +29,15 @@ class Measured:
     classes: Sequence[str]
     sets: Mapping[str, NDArray[np.int64]]
     conditions: str
+    device: str
 
     @classmethod
     def of(cls, path: Path) -> "Measured":
         """A run as `benchmarks.papers` keeps it."""
         kept = json.loads(path.read_text())
         start = "ImageNet" if kept["imagenet"] else "scratch"
-        conditions = f"{kept['input_px']} px, {kept['steps']} × {kept['batch']}, from {start}, {kept['device']}"
-        return cls(kept["classes"], {name: np.array(m) for name, m in kept["sets"].items()}, conditions)
+        conditions = f"{kept['input_px']} px, {kept['steps']} × {kept['batch']}, from {start}"
+        return cls(kept["classes"], {name: np.array(m) for name, m in kept["sets"].items()}, conditions, kept["device"])
 
     def accuracy(self, name: str) -> float | None:
         """Percent of a set's cells that have their right name; None where it was not measured."""
@@ -54,6 +55,7 @@ def write_document(document: Path, runs: Path, detectors: Path, data: Path | Non
     """Fill every marked table of `document`, and draw the pictures beside it."""
     measured = {v.name: [Measured.of(p) for p in sorted(runs.glob(f"{v.name}-seed-*/{FIGURES}"))] for v in VARIANTS}
     tables = {name: table(name, measured, runs) for name in SETS}
+    tables["detectors while they learn"] = learning_table(detectors)
     tables |= {f"detectors on {name}": detector_table(detectors, name) for name in paper_detectors.MEASURED_ON}
     tables["detectors' costs"] = [json.loads(p.read_text()) for p in sorted(detectors.glob("wang2021_*-cost.json"))]
     text = document.read_text()
@@ -102,7 +104,7 @@ def row(variant: Variant, measured: Mapping[str, Sequence[Measured]], runs: Path
         "seeds": len(own),
         "paper %": "" if variant.paper is None else f"{variant.paper:.2f}",
         "against": verdict(variant, measured, test),
-        "conditions": own[0].conditions,
+        "conditions": ", ".join([own[0].conditions, *sorted({m.device for m in own})]),
     }
     empty = {"val %", "neighbours %", "other stain %"} - _columns(variant.table)
     return {key: value for key, value in cells.items() if key not in empty} | _costs(variant, runs)
@@ -154,9 +156,30 @@ def detector_table(folder: Path, slide: str) -> list[Row]:
     for config in paper_detectors.configs(["wang2021"]):
         kept = sorted(folder.glob(f"{config.stem}-*-steps-seed-*/{FIGURES}"))
         if kept:
-            steps = kept[0].parent.name.removeprefix(f"{config.stem}-").split("-")[0]
+            steps = _steps(kept[0], config.stem)
             figures = [json.loads(path.read_text()) for path in kept]
             rows.append({**paper_detectors.accuracy_row(config, figures, slide), "steps": steps, "seeds": len(kept)})
+    return rows
+
+
+def _steps(file: Path, stem: str) -> int:
+    """How many steps the run of a config has, by its folder's name."""
+    return int(file.parent.name.removeprefix(f"{stem}-").split("-")[0])
+
+
+def learning_table(folder: Path) -> list[Row]:
+    """AP on the slides that detectors watch in their longest trainings, step by step, a figure for each seed."""
+    rows = []
+    for config in paper_detectors.configs(["wang2021"]):
+        runs = sorted(folder.glob(f"{config.stem}-*-steps-seed-*/curves.csv"))
+        longest = max((_steps(run, config.stem) for run in runs), default=0)
+        figures = [watched(run) for run in runs if _steps(run, config.stem) == longest]
+        columns = dict.fromkeys(key for run in figures for key in run if key[0].endswith(" AP"))
+        cells = {
+            f"{curve}, {step} steps": ", ".join(f"{run[curve, step]:.3f}" for run in figures if (curve, step) in run)
+            for curve, step in columns
+        }
+        rows += [{"system": config.stem, **cells}] if cells else []
     return rows
 
 

@@ -77,6 +77,13 @@ def losses_of(file: Path) -> list[float]:
     return [totals[step] for step in sorted(totals)]
 
 
+def watched(file: Path) -> dict[tuple[str, int], float]:
+    """What a run measured while it learnt: figures by name and step."""
+    with file.open(newline="") as lines:
+        read = [line for line in csv.DictReader(lines) if line["what"] == "figure"]
+    return {(line["curve"], int(line["step"])): float(line["value"]) for line in read}
+
+
 def draw_hues(data: Path, path: Path) -> None:
     """Cells before and after the hue adjustment, as ASAE-Net's Figure 5, of the validation split."""
     crops = read_crops(CropTable("pbc_cells.parquet", ("val",), 0.1018), data).pixels

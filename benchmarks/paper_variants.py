@@ -10,11 +10,12 @@ from wbc.training.classifier import ClassifierConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs/papers"
 HUE = (125.0, 155.0)  # section 4.3 of ASAE-Net 2020
-# Of 14×14 at 224 px; a crop of 96 px has 6×6 behind layer3 and 3×3 behind layer4, one of 128 px 8×8 behind layer3. The
-# paper's square of 6 (β = 36) and its peaks of 5 become about as large a part of these.
+# Of 14×14 at 224 px; a crop of 96 px has 6×6 behind layer3 and 3×3 behind layer4, The paper's square of
+# 6 (β = 36) and its peaks of 5 become about as large a part of these.
 SCALED = {"area_px": 9, "kernel_px": 3}
 SCALED_SMALL = {"area_px": 4, "kernel_px": 3}
 R18, R50 = {"backbone": "resnet18"}, {"backbone": "resnet50"}
+ABLATION_STEPS = 200  # of asae2020_small.toml
 VARRA_STEPS = 30 * 156  # epochs; the report has 150
 LITE0 = {"backbone": "tf_efficientnet_lite0"}
 
@@ -23,8 +24,8 @@ LITE0 = {"backbone": "tf_efficientnet_lite0"}
 class Variant:
     """A row: its name, the config that it starts from, what it changes there, and the row it is compared with.
 
-    `paper` is the paper's accuracy in percent. `size` names a change of `SIZES`; `steps` is how far it is trained,
-    where not as far as its config says. The names of its runs are `name-seed-S`, of `seeds` at most.
+    `paper` is the paper's accuracy in percent. `steps` is how far it is trained, where not as far as its config says.
+    The names of its runs are `name-seed-S`, of `seeds` at most.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Variant:
     loss: str = "ce"
     balanced: bool = False
     hue: bool = False
-    size: str = ""
+    scratch: bool = False
     steps: int = 0
     paper: float | None = None
     against: str = ""
@@ -47,8 +48,8 @@ class Variant:
         plan = read_toml(CONFIGS / f"{self.config}.toml", ClassifierConfig)
         if self.builder:
             plan = replace(plan, builder=self.builder, model=dict(self.model))
-        if self.size:
-            plan = SIZES[self.size](plan)
+        if self.scratch:
+            plan = _from_scratch(plan)
         return replace(
             plan,
             loop=replace(plan.loop, seed=seed, steps=self.steps or plan.loop.steps),
@@ -64,25 +65,18 @@ def _from_scratch(plan: ClassifierConfig) -> ClassifierConfig:
     return replace(plan, imagenet=False, frozen=(), loop=loop)
 
 
-def _long(plan: ClassifierConfig) -> ClassifierConfig:
-    """A plan that tells neighbouring stages apart as well as it can: larger crops, all layers, more steps."""
-    crop = replace(plan.crop, input_px=128, um_per_px=plan.crop.um_per_px * plan.crop.input_px / 128)
-    return replace(plan, frozen=(), crop=crop, loop=replace(plan.loop, steps=1500, rate=0.02, average=0.99))
-
-
-SIZES = {"scratch": _from_scratch, "long": _long}
-
-
 def _asae(name: str, label: str, **more: Any) -> Variant:
     return Variant(name, label, "lite0", "asae2020_small", **{"balanced": True, "hue": True, **more})
 
 
 def _scratch(name: str, label: str, builder: str, model: Mapping[str, Any], **more: Any) -> Variant:
-    return Variant(name, label, "scratch", "asae2020_small", builder, model, size="scratch", **more)
+    return Variant(name, label, "scratch", "asae2020_small", builder, model, scratch=True, **more)
 
 
-def _longer(name: str, label: str, **more: Any) -> Variant:
-    return Variant(name, label, "long", "asae2020_small", size="long", **more)
+def _longer(variant: Variant) -> Variant:
+    """A row of the ablations, trained for twice as long."""
+    against = f"long_{variant.against}" if variant.against else ""
+    return replace(variant, name=f"long_{variant.name}", table="long", steps=2 * ABLATION_STEPS, against=against)
 
 
 def _varra(model: int, paper: float) -> Variant:
@@ -98,9 +92,7 @@ ASAE = {**LITE0, **SCALED}
 LEVEL = ASAE | {"level": True}  # what is enhanced keeps its mean, as at test
 UNTINTED: dict[str, Any] = {"loss": "gmmce", "balanced": True}
 ALL = UNTINTED | {"hue": True}
-VARIANTS = [
-    _varra(2, paper=78.0),
-    Variant("varra_transfer", "lite0 from ImageNet", "varra", "varra2019_transfer", against="varra_model_2"),
+ABLATIONS = [
     _asae("plain", "plain lite0", balanced=False, hue=False, paper=72.61),
     _asae("hue", "+ hue", balanced=False, paper=73.02, against="plain"),
     _asae("sampler", "+ sampler, without hue", hue=False, against="plain"),
@@ -127,6 +119,13 @@ VARIANTS = [
     _asae("asae_level", "+ ASAE of mean 1", builder="asae", model=LEVEL, against="hue_sampler"),
     _asae("level_gmmce", "+ ASAE of mean 1 + GMMCE", builder="asae", model=LEVEL, loss="gmmce", against="asae_level"),
     _asae("loss_gmmce", "+ GMMCE alone", loss="gmmce", against="hue_sampler"),
+    _asae("sampler_gmmce", "+ sampler + GMMCE, without hue", loss="gmmce", hue=False, against="sampler"),
+]
+VARIANTS = [
+    _varra(2, paper=78.0),
+    Variant("varra_transfer", "lite0 from ImageNet", "varra", "varra2019_transfer", against="varra_model_2"),
+    *ABLATIONS,
+    *map(_longer, ABLATIONS),
     _scratch("r50", "ResNet-50", "plain", R50, paper=72.61),
     _scratch("r50_asae", "ResNet-50 + ASAE", "asae", R50 | SCALED, against="r50"),
     _scratch("r50_all", "ResNet-50 + hue + sampler + ASAE + GMMCE", "asae", R50 | SCALED, **ALL, against="r50"),
@@ -138,14 +137,6 @@ VARIANTS = [
     _scratch("r18", "ResNet-18", "plain", R18),
     _scratch("r18_asae", "ResNet-18 + ASAE", "asae", R18 | SCALED, against="r18"),
     _scratch("r18_all", "ResNet-18 + hue + sampler + ASAE + GMMCE", "asae", R18 | SCALED, **ALL, against="r18"),
-    _longer("long_plain", "plain lite0"),
-    _longer("long_asae", "+ ASAE of mean 1", builder="asae", model=LEVEL, against="long_plain"),
-    _longer("long_gmmce", "+ GMMCE", loss="gmmce", against="long_plain"),
-    _longer("long_sampler", "+ sampler", balanced=True, against="long_plain"),
-    _longer("long_sampler_gmmce", "+ sampler + GMMCE", balanced=True, loss="gmmce", against="long_plain"),
-    _longer(
-        "long_all", "+ sampler + ASAE of mean 1 + GMMCE", builder="asae", model=LEVEL, **UNTINTED, against="long_plain"
-    ),
     _bccd("bccd_plain", "plain lite0"),
     _bccd("bccd_all", "all", builder="asae", model=ASAE, loss="gmmce", balanced=True, hue=True, against="bccd_plain"),
     _bccd("bccd_no_hue", "all but hue", builder="asae", model=ASAE, loss="gmmce", balanced=True, against="bccd_plain"),

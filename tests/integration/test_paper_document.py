@@ -22,7 +22,7 @@ def measured(right: int) -> Measured:
     """A run with so many of ten cells of each kind right, and the others called basophils."""
     matrix = np.diag([right] * len(KINDS))
     matrix[:, -1] += 10 - right
-    return Measured(KINDS, {"pbc_cells test": matrix, "pbc_cells val": matrix}, "96 px")
+    return Measured(KINDS, {"pbc_cells test": matrix, "pbc_cells val": matrix}, "96 px", "CPU")
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
@@ -66,7 +66,7 @@ def test_a_training_that_has_ended_is_only_measured(tmp_path: Path, monkeypatch:
     kept = Measured.of(out / papers.FIGURES)
     assert set(kept.sets) == {"pbc_cells val", "pbc_cells test"}
     assert kept.accuracy("pbc_cells test") == 100
-    assert kept.conditions == "96 px, 400 × 66, from ImageNet, CPU"
+    assert (kept.conditions, kept.device) == ("96 px, 200 × 66, from ImageNet", "CPU")
 
 
 def test_a_row_tells_mean_spread_and_the_papers_figure(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_the_document_has_a_place_for_every_table_and_is_written_without_runs(tm
     document = tmp_path / "papers.md"
     document.write_text(papers.DOCUMENT.read_text())
     paper_document.write_document(document, tmp_path, tmp_path, None)
-    assert document.read_text().count("Nothing measured yet.") == 8
+    assert document.read_text().count("Nothing measured yet.") == 9
 
 
 def test_pictures_are_drawn_of_the_runs_that_are_there(tmp_path: Path) -> None:
@@ -113,6 +113,16 @@ def test_pictures_are_drawn_of_the_runs_that_are_there(tmp_path: Path) -> None:
     paper_document.write_document(document, tmp_path, tmp_path, None)
     assert "| plain lite0 | 100.0 |" in document.read_text()
     assert {p.name for p in (tmp_path / "pictures/papers").iterdir()} == {"plain.png", "losses.png"}
+
+
+def test_detectors_are_followed_in_their_longest_trainings(tmp_path: Path) -> None:
+    for run, ap in (("350-steps-seed-0", 0.1), ("700-steps-seed-0", 0.2), ("700-steps-seed-1", 0.3)):
+        out = tmp_path / f"wang2021_lite0_fpn-{run}"
+        out.mkdir()
+        (out / "curves.csv").write_text(f"what,curve,step,value\nloss,a,250,1\nfigure,slide-04 AP,250,{ap}\n")
+    assert paper_document.learning_table(tmp_path) == [
+        {"system": "wang2021_lite0_fpn", "slide-04 AP, 250 steps": "0.200, 0.300"}
+    ]
 
 
 def test_costs_are_those_of_the_model() -> None:
