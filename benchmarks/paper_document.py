@@ -115,7 +115,7 @@ def _columns(table: str) -> set[str]:
 
 
 def _costs(variant: Variant, runs: Path) -> Row:
-    kept = runs / f"{variant.name}-cost.json"
+    kept = runs / f"{variant.cost_name}-cost.json"
     keys = ("M parameters", "GFLOPs", "ms a cell", "peak MB")
     costs = json.loads(kept.read_text()) if kept.exists() else {}
     return {key: f"{costs[key]:.3g}" if key in costs else "" for key in keys}
@@ -169,18 +169,23 @@ def _steps(file: Path, stem: str) -> int:
 
 def learning_table(folder: Path) -> list[Row]:
     """AP on the slides that detectors watch in their longest trainings, step by step, a figure for each seed."""
-    rows = []
+    figures: dict[str, list[dict[tuple[str, int], float]]] = {}
     for config in paper_detectors.configs(["wang2021"]):
         runs = sorted(folder.glob(f"{config.stem}-*-steps-seed-*/curves.csv"))
         longest = max((_steps(run, config.stem) for run in runs), default=0)
-        figures = [watched(run) for run in runs if _steps(run, config.stem) == longest]
-        columns = dict.fromkeys(key for run in figures for key in run if key[0].endswith(" AP"))
-        cells = {
-            f"{curve}, {step} steps": ", ".join(f"{run[curve, step]:.3f}" for run in figures if (curve, step) in run)
-            for curve, step in columns
+        figures[config.stem] = [watched(run) for run in runs if _steps(run, config.stem) == longest]
+    columns = sorted({key for runs in figures.values() for run in runs for key in run if key[0].endswith(" AP")})
+    return [
+        {
+            "system": system,
+            **{
+                f"{curve}, {step} steps": ", ".join(f"{run[curve, step]:.3f}" for run in runs if (curve, step) in run)
+                for curve, step in columns
+            },
         }
-        rows += [{"system": config.stem, **cells}] if cells else []
-    return rows
+        for system, runs in figures.items()
+        if any(runs)
+    ]
 
 
 def _draw(

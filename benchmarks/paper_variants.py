@@ -43,6 +43,11 @@ class Variant:
     against: str = ""
     seeds: int = 3
 
+    @property
+    def cost_name(self) -> str:
+        """What its costs are kept as: a longer training makes no other network."""
+        return self.name.removeprefix("long_")
+
     def plan(self, seed: int) -> ClassifierConfig:
         """The training of this row by a seed."""
         plan = read_toml(CONFIGS / f"{self.config}.toml", ClassifierConfig)
@@ -124,6 +129,14 @@ ABLATIONS = [
 VARIANTS = [
     _varra(2, paper=78.0),
     Variant("varra_transfer", "lite0 from ImageNet", "varra", "varra2019_transfer", against="varra_model_2"),
+    Variant(
+        "varra_transfer_long",
+        "the same, ten epochs",
+        "varra",
+        "varra2019_transfer_long",
+        against="varra_model_2",
+        seeds=1,
+    ),
     *ABLATIONS,
     *map(_longer, ABLATIONS),
     _scratch("r50", "ResNet-50", "plain", R50, paper=72.61),

@@ -76,7 +76,7 @@ def device_name(device: str) -> str:
 
 def costs(variant: Variant, folder: Path) -> None:
     """Keep what a cell costs this variant, measured once, in a process of its own."""
-    kept = folder / f"{variant.name}-{COST}"
+    kept = folder / f"{variant.cost_name}-{COST}"
     if not kept.exists():
         command = [sys.executable, "-m", "benchmarks.papers", "--cost", variant.name]
         kept.write_text(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

@@ -120,8 +120,13 @@ def test_detectors_are_followed_in_their_longest_trainings(tmp_path: Path) -> No
         out = tmp_path / f"wang2021_lite0_fpn-{run}"
         out.mkdir()
         (out / "curves.csv").write_text(f"what,curve,step,value\nloss,a,250,1\nfigure,slide-04 AP,250,{ap}\n")
+    other = tmp_path / "wang2021_lite0_proposed-700-steps-seed-0"
+    other.mkdir()
+    (other / "curves.csv").write_text("what,curve,step,value\nfigure,slide-04 AP,500,0.4\n")
+    early, late = "slide-04 AP, 250 steps", "slide-04 AP, 500 steps"
     assert paper_document.learning_table(tmp_path) == [
-        {"system": "wang2021_lite0_fpn", "slide-04 AP, 250 steps": "0.200, 0.300"}
+        {"system": "wang2021_lite0_fpn", early: "0.200, 0.300", late: ""},
+        {"system": "wang2021_lite0_proposed", early: "", late: "0.400"},
     ]
 
 
