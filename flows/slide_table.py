@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 from upath import UPath
 
-from wbc.counting.report import corrected_words, printable, read_report, unfamiliar_words
+from wbc.counting.report import corrected_words, printable, read_brief_report, unfamiliar_words
 from wbc.counting.slide import SlideOutcome
 from wbc.sought import not_sought_words
 from wbc.storage.atomic import local_path
@@ -25,7 +25,7 @@ def slide_line(outcome: SlideOutcome, slide: Slide, out: UPath, taxonomy: Taxono
     percents, flags = "", ""
     if outcome.status != "failed":
         with suppress(OSError, ValueError):  # the artifact is worth having even where a table was lost meanwhile
-            report = read_report(out, outcome.slide_id)
+            report = read_brief_report(out, outcome.slide_id)
             parents = {t.name for t in taxonomy.cell_types if t.parent is None}
             rows = [row for row in report.cell_types if row.cell_type in parents and row.percent and row.count]
             rows.sort(key=lambda row: -(row.count or 0))

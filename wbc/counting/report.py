@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 from upath import UPath
 
-from wbc.storage.counts import read_count
+from wbc.storage.counts import read_count, read_tables
 from wbc.storage.layout import Layout
 from wbc.storage.tables import SlideRow
 from wbc.taxonomy import Taxonomy, load_taxonomy, shipped_taxonomies
@@ -32,14 +33,24 @@ class SlideReport:
 def read_report(out: UPath, slide_id: str) -> SlideReport:
     """A slide's count from its tables. Raises FileNotFoundError where there is none, ValueError where it is broken."""
     count = read_count(out, slide_id)
-    lines = count.differentials.drop_columns("slide_id").to_pylist()
     people = count.cells["corrected_by"].unique().drop_null() if "corrected_by" in count.cells.column_names else []
     reviewers = tuple(sorted(str(person) for person in people))
+    return _report(out, count.row, count.differentials, reviewers)
+
+
+def read_brief_report(out: UPath, slide_id: str) -> SlideReport:
+    """The same without opening the slide's cells, which are many, where nobody named any: they may be broken."""
+    row, tables = read_tables(out, slide_id, ("differentials",))
+    return read_report(out, slide_id) if row.n_corrected else _report(out, row, tables["differentials"], ())
+
+
+def _report(out: UPath, row: SlideRow, differentials: pa.Table, reviewers: tuple[str, ...]) -> SlideReport:
+    lines = differentials.drop_columns("slide_id").to_pylist()
     try:
-        return SlideReport(count.row, tuple(DifferentialRow(**line) for line in lines), reviewers)
+        return SlideReport(row, tuple(DifferentialRow(**line) for line in lines), reviewers)
     except (TypeError, KeyError) as error:
         raise ValueError(
-            f"{str(Layout(out).table('differentials', slide_id))!r} holds no differential: {error}"
+            f"{str(Layout(out).table('differentials', row.slide_id))!r} holds no differential: {error}"
         ) from error
 
 

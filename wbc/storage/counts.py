@@ -28,17 +28,16 @@ from datetime import UTC
 from typing import cast
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from upath import UPath
 
 from wbc.storage import atomic
 from wbc.storage.corrections import read_corrections
 from wbc.storage.detections import Evidence, evidence_of
 from wbc.storage.layout import TABLES, Layout, TableName
+from wbc.storage.parquet import from_bytes, to_bytes
 from wbc.storage.tables import SCHEMAS, DuplicateField, FailedField, Seconds, SlideRow, slides_table
 
 PATIENCE_SECONDS, PAUSE_SECONDS = 1.0, 0.02
-FEW_ROWS = 1000
 _OTHERS = tuple(name for name in TABLES if name != "slides")
 _ROW_DIGEST = b"wbc_row_sha256"  # a key of the metadata in the file of `slides`
 
@@ -157,7 +156,7 @@ def read_source(out: UPath, slide_id: str) -> str | None:
     except FileNotFoundError:
         return None
     try:
-        table = _parsed(content)
+        table = from_bytes(content)
         _check_row(table)
         (source,) = table["source"].to_pylist() if "source" in table.column_names else (None,)
     except (OSError, ValueError, pa.ArrowException):
@@ -171,7 +170,7 @@ def read_count(out: UPath, slide_id: str) -> StandingCount:
     Rows without digests, of an older version, are taken at their word. Raises FileNotFoundError where the slide has no
     row, ValueError, after a second, where its files are broken or are not of one count.
     """
-    row, tables = _read_patiently(out, slide_id, ("cells", "differentials"))
+    row, tables = read_tables(out, slide_id, ("cells", "differentials"))
     return StandingCount(row, tables["cells"], tables["differentials"])
 
 
@@ -182,7 +181,7 @@ def read_evidence(out: UPath, slide_id: str) -> tuple[SlideRow, Evidence]:
     """
     if not has_evidence(read_slide_row(out, slide_id)):
         raise ValueError("an older version counted it, which kept no detections")
-    row, tables = _read_patiently(out, slide_id, ("fields", "detections"))
+    row, tables = read_tables(out, slide_id, ("fields", "detections"))
     evidence = evidence_of(slide_id, tables["fields"], tables["detections"])
     return row, replace(evidence, corrections=read_corrections(out, slide_id))
 
@@ -192,10 +191,8 @@ def has_evidence(row: SlideRow) -> bool:
     return row.fields_digest is not None and row.detections_digest is not None
 
 
-def _read_patiently(
-    out: UPath, slide_id: str, names: Sequence[TableName]
-) -> tuple[SlideRow, dict[TableName, pa.Table]]:
-    """A slide's row and some of its tables, of one commit; reads again for a second where they are not."""
+def read_tables(out: UPath, slide_id: str, names: Sequence[TableName]) -> tuple[SlideRow, dict[TableName, pa.Table]]:
+    """A slide's row and some of its tables, of one commit, as `read_count` has it."""
     last = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
@@ -249,7 +246,7 @@ def _digests(slides: UPath) -> dict[str, str | None] | None:
     """
     columns = ["count_id", *map(_digest_column, _OTHERS)]
     try:
-        table = _parsed(slides.read_bytes())
+        table = from_bytes(slides.read_bytes())
         _check_row(table)
         (row,) = table.select([name for name in columns if name in table.column_names]).to_pylist()
     except (OSError, ValueError, pa.ArrowException):
@@ -288,31 +285,14 @@ def _parquet(name: TableName, table: pa.Table) -> bytes:
         raise ValueError(f"a table of {name} has columns\n{table.schema}\nand not\n{SCHEMAS[name]}")
     if name == "slides":
         table = table.replace_schema_metadata({_ROW_DIGEST: _row_digest(table)})
-    sink = pa.BufferOutputStream()
-    # A dictionary of numbers that are all different is work for nothing, and makes the file a third larger. To set up
-    # zstd for each column takes longer than all else where there are few rows.
-    compression = "zstd" if len(table) > FEW_ROWS else "snappy"
-    pq.write_table(table, sink, compression=compression, use_dictionary=_columns_of_words(table.schema))
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
-
-
-def _columns_of_words(schema: pa.Schema) -> list[str]:
-    """The columns of texts, and of lists of texts, by their paths in the file."""
-    columns = [c.name for c in schema if pa.types.is_string(c.type) or pa.types.is_dictionary(c.type)]
-    return columns + [f"{c.name}.list.element" for c in schema if c.type.equals(pa.list_(pa.string()))]
+    return to_bytes(table)
 
 
 def _table(path: UPath, name: TableName, content: bytes) -> pa.Table:
     try:
-        return _parsed(content)
+        return from_bytes(content)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{str(path)!r} holds no table of {name}: {error}") from error
-
-
-def _parsed(content: bytes) -> pa.Table:
-    # A pool of threads takes longer to wake than one thread to read some kilobytes.
-    return pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
 
 
 def _content(path: UPath) -> bytes | None:

@@ -11,7 +11,7 @@ from upath import UPath
 from wbc.storage.counts import change_source, committed_count_id, read_slide_row, retire
 from wbc.storage.gone import GoneSlide, SharedPictures, gone_slides, shared_pictures, slides_to_prune
 from wbc.storage.layout import TABLES, Layout
-from wbc.storage.stamps import FieldRecord, write_stamps
+from wbc.storage.stamps import FieldRecord, read_stamps, write_stamps
 from wbc.types import Slide
 
 
@@ -106,3 +106,21 @@ def test_pictures_that_two_slides_hold(out: UPath) -> None:
         records = {f"{i}.jpg": FieldRecord(1, "t", digest) for i, digest in enumerate(digests)}
         write_stamps(out, Slide(slide_id, ()), records)
     assert shared_pictures(out) == [SharedPictures(("a", "b"), 2), SharedPictures(("b", "c"), 1)]
+
+
+def test_where_no_picture_is_shared_digests_are_read_once_and_not_kept(
+    out: UPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for slide_id in "abc":
+        count(out, "c1", 7, slide_id)
+        records = {f"{i}.jpg": FieldRecord(1, "t", f"{slide_id}{i // 2}") for i in range(4)}  # twice in one slide
+        write_stamps(out, Slide(slide_id, ()), records)
+    read: list[str] = []
+
+    def noted(out: UPath, slide: Slide) -> dict[str, FieldRecord]:
+        read.append(slide.slide_id)
+        return read_stamps(out, slide)
+
+    monkeypatch.setattr("wbc.storage.gone.read_stamps", noted)
+    assert shared_pictures(out) == []
+    assert read == ["a", "b", "c"]
