@@ -21,11 +21,13 @@ class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         """Maps (B,C,H,W) by level, regions (R,4) and (H,W) of each picture -> pooled regions (sum of R,C,bins,bins)."""
         maps = [x[name] for name in self.featmap_names]
-        exact = torch.is_grad_enabled() or maps[0].device.type != "cpu" or self.sampling_ratio < 1
-        # The levels' scales are torchvision's to work out, once; with its own kernel, on the first regions.
-        if exact or self.scales is None or self.map_levels is None:
+        if torch.is_grad_enabled() or maps[0].device.type != "cpu" or self.sampling_ratio < 1:
             pooled: Tensor = super().forward(x, boxes, image_shapes)
             return pooled
+        if self.scales is None or self.map_levels is None:
+            # The levels' scales are torchvision's to work out, from its first regions: one is enough for that, and
+            # its values are not taken, as the same picture would have others the next time.
+            super().forward(x, [of_picture[:1] for of_picture in boxes], image_shapes)
         if ROWS not in x:
             x[ROWS] = torch.cat([m.permute(0, 2, 3, 1).flatten(0, 2) for m in maps]).float()
         places = MapRows(x[ROWS], [m.shape for m in maps], self.scales)

@@ -43,8 +43,17 @@ def test_regions_of_any_place_and_size_have_the_values_of_torchvision(
     boxes = [torch.tensor([(x, y, x + w, y + h) for x, y, w, h in of]).reshape(-1, 4) for of in regions]
     theirs, ours = both(samples)
     with torch.inference_mode():
-        ours(maps, boxes, shapes)  # the first time torchvision works out the levels' scales
         torch.testing.assert_close(ours(maps, boxes, shapes), theirs(maps, boxes, shapes), atol=2e-3, rtol=1e-3)
+
+
+@torch.inference_mode()
+def test_the_first_regions_have_the_values_that_they_have_later() -> None:
+    maps, shapes = maps_of(2), [(256, 192)] * 2
+    boxes = [torch.tensor([[10.0, 10.0, 60.0, 70.0], [0.0, 0.0, 190.0, 250.0]]), torch.zeros(0, 4)]
+    _, ours = both(1)
+    first = ours(maps, boxes, shapes)
+    assert torch.equal(first, ours(maps, boxes, shapes))
+    assert ours.scales == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
 
 
 def test_no_region_is_no_value() -> None:
