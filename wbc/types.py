@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from upath import UPath
 
 T = TypeVar("T")
-Precision = Literal["float32", "bfloat16", "mixed"]
+# Number formats of a processor and of a GPU, which sums in another order: cells near the threshold come or go.
+Precision = Literal["float32", "bfloat16", "float32 on cuda", "bfloat16 on cuda", "mixed"]
 ScaleFrom = Literal["given", "metadata", "red_cells"]
 
 

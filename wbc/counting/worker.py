@@ -51,12 +51,11 @@ class Models:
 
     @property
     def precision(self) -> Precision:
-        """`bfloat16` where one of them runs in it here, else `float32`."""
+        """The number format that they run in here: `bfloat16` where one of them has it, else `float32`."""
         from wbc.models.bfloat16 import precision_of
 
-        every = [model for model in (self.detector, self.classifier) if model is not None]
-        here = {precision_of(model.module, model.device) for model in every}
-        return "bfloat16" if "bfloat16" in here else "float32"
+        every = [model.module for model in (self.detector, self.classifier) if model is not None]
+        return precision_of(every, self.detector.device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """bfloat16 in the parts of a model that bear it, where the device is the faster for it."""
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -41,10 +42,18 @@ class InBfloat16(nn.Module):
         return torch.is_autocast_enabled(device.type) if self.training else has_bfloat16(device)
 
 
-def precision_of(module: nn.Module, device: torch.device) -> Precision:
-    """`bfloat16` where a part of the module runs in it on `device`, else `float32`."""
-    parts = (part for part in module.modules() if isinstance(part, InBfloat16))
-    return "bfloat16" if any(part.in_bfloat16(device) for part in parts) else "float32"
+def precision_of(modules: Iterable[nn.Module], device: torch.device) -> Precision:
+    """`bfloat16` where a part of a module runs in it on `device`, else `float32`; of a GPU either says so."""
+    parts = (part for module in modules for part in module.modules() if isinstance(part, InBfloat16))
+    is_half = any(part.in_bfloat16(device) for part in parts)
+    if device.type == "cuda":
+        return "bfloat16 on cuda" if is_half else "float32 on cuda"
+    return "bfloat16" if is_half else "float32"
+
+
+def keep_float32_whole() -> None:
+    """Let this process's convolutions in float32 be float32 on a GPU, too: unasked, torch rounds to TF32's ten bits."""
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def in_float32(outputs: Any) -> Any:

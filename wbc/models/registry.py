@@ -133,7 +133,7 @@ def resolve(reference: str, task: Task) -> tuple[ModelRef, ModelCard]:
 
 @lru_cache(maxsize=8)
 def load(ref: ModelRef, device: str) -> LoadedModel:
-    """The model, float32 on `device`, loaded once per process.
+    """The model, float32 on `device`, loaded once per process; on a GPU that is float32 to the last bit, no TF32.
 
     Raises ModelError where the card describes no model, the weights do not fit it, or are not those that `ref` was
     pinned to.
@@ -141,6 +141,7 @@ def load(ref: ModelRef, device: str) -> LoadedModel:
     import torch
 
     from wbc.models import builders
+    from wbc.models.bfloat16 import keep_float32_whole
 
     card = read_card(ref.reference)
     if card.digest != ref.digest:
@@ -155,6 +156,8 @@ def load(ref: ModelRef, device: str) -> LoadedModel:
         raise ModelError(f"{folder / CARD}: {error}") from error
     module = load_weights(built, folder / WEIGHTS)
     module.requires_grad_(False)
+    if torch.device(device).type == "cuda":
+        keep_float32_whole()
     return LoadedModel(module.to(device).eval(), card, torch.device(device), read_beside(folder / WEIGHTS))
 
 

@@ -107,6 +107,12 @@ def identity(
     return id_of(Slide("s", (), um_per_px), sha256, job, "float32")
 
 
+FORMATS: tuple[Precision | None, ...] = (
+    *("float32", "bfloat16", "float32 on cuda", "bfloat16 on cuda", "mixed"),
+    None,
+)
+
+
 def id_of(slide: Slide, sha256: Mapping[str, str], job: Job, precision: Precision | None) -> str:
     made_from = detections_id(slide, sha256, job, precision)
     return count_id(made_from, job.taxonomy, job.settings.min_score)
@@ -183,10 +189,10 @@ def test_models_number_format_and_counting_version_change_it(monkeypatch: pytest
     job = Job(UPath("out"), one, one, BLOOD)
     slide, sha256 = Slide("s", ()), {"a.png": "0"}
     jobs = [job, replace(job, detector=other), replace(job, classifier=other), replace(job, classifier=None)]
-    ids = [id_of(slide, sha256, j, f) for j in jobs for f in ("float32", "bfloat16", "mixed", None)]
-    assert len(set(ids)) == 16
-    assert all(is_count_of(own_id, slide, sha256, job) for own_id in ids[:4])
-    assert not any(is_count_of(own_id, slide, sha256, job) for own_id in [None, *ids[4:]])
+    ids = [id_of(slide, sha256, j, f) for j in jobs for f in FORMATS]
+    assert len(set(ids)) == 24
+    assert all(is_count_of(own_id, slide, sha256, job) for own_id in ids[:6])
+    assert not any(is_count_of(own_id, slide, sha256, job) for own_id in [None, *ids[6:]])
     assert id_of(slide, sha256, replace(job, detector=replace(one, reference="n")), "float32") == ids[0]
     monkeypatch.setattr(job_room, "COUNTING_VERSION", job_room.COUNTING_VERSION + 1)
     assert not any(is_count_of(own_id, slide, sha256, job) for own_id in ids)
