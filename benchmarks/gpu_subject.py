@@ -19,6 +19,7 @@ from torch import nn
 from benchmarks.gpu_fields import Rendering
 from wbc.models import registry
 from wbc.models.bfloat16 import InBfloat16, has_bfloat16
+from wbc.models.engines import ready_classifier
 from wbc.models.inference import for_inference
 from wbc.models.registry import LoadedModel
 from wbc.storage.images import decode_field
@@ -97,11 +98,10 @@ class Subject:
 
 
 def subject_of(data: Path, device: str, rendering: Rendering) -> Subject:
-    """The bundled models on `device`."""
-    detector, classifier = (
-        registry.load(registry.resolve(f"bundled:{task}", task)[0], registry.resolve_device(device))  # type: ignore[arg-type]
-        for task in ("detector", "classifier")
-    )
+    """The bundled models on `device`: the detector as it is loaded, the classifier as a count runs it."""
+    there = registry.resolve_device(device)
+    detector = registry.load(registry.resolve("bundled:detector", "detector")[0], there)
+    classifier = ready_classifier(registry.resolve("bundled:classifier", "classifier")[0], there)
     return Subject(torch.device(device), data, detector, classifier, rendering)
 
 

@@ -82,7 +82,7 @@ def doubtful(dark_card: ModelCard) -> Callable[[ModelRef, str], LoadedModel]:
 @pytest.fixture
 def job(tmp_path: Path, doubtful: Any, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A count by two models that are sure of nothing."""
-    monkeypatch.setattr(worker, "load", doubtful)
+    monkeypatch.setattr(worker, "ready_classifier", doubtful)
     monkeypatch.setattr(worker, "ready_detector", lambda ref, device, _: doubtful(ref, device))
     models = {"detector": ModelRef("d", "1" * 64), "classifier": ModelRef("c", "2" * 64)}
     return make_job(UPath(tmp_path / "out"), **models)
@@ -130,7 +130,7 @@ def no_model_may_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object) -> None:
         raise AssertionError("this is not needed")
 
-    for name in ("load", "ready_detector", "field_content", "read_pixels"):
+    for name in ("ready_classifier", "ready_detector", "field_content", "read_pixels"):
         monkeypatch.setattr(worker, name, forbidden)
 
 

@@ -17,8 +17,8 @@ from upath import UPath
 
 from wbc.counting.handover import DetectedChunk, IngestedField, ModelSeconds, ReadyField
 from wbc.counting.job import Job
-from wbc.models.engines import ready_detector
-from wbc.models.registry import LoadedModel, load, resolve_device
+from wbc.models.engines import ready_classifier, ready_detector
+from wbc.models.registry import LoadedModel, resolve_device
 from wbc.storage.categorical import Categorical
 from wbc.storage.detections import Kinds, SlideDetections
 from wbc.storage.images import camera_of, decode_field, digest, field_content, um_per_px_of
@@ -140,7 +140,7 @@ def _detect(batch: Batch, models: Models, job: Job) -> DetectedChunk:
 
 
 def _models(job: Job) -> Models:
-    classifier = load(job.classifier, resolve_device(job.device)) if job.classifier else None
+    classifier = ready_classifier(job.classifier, resolve_device(job.device)) if job.classifier else None
     return Models(_detector(job), classifier)
 
 

@@ -1,4 +1,4 @@
-"""A detector made ready to find cells, no longer to learn: the same sums in fewer steps."""
+"""Models made ready to find and to name cells, no longer to learn: the same sums in fewer steps."""
 
 import copy
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from timm.layers.norm_act import BatchNormAct2d
 from timm.models._efficientnet_blocks import ConvBnAct, DepthwiseSeparableConv, InvertedResidual
-from timm.models.efficientnet import EfficientNetFeatures
+from timm.models.efficientnet import EfficientNet, EfficientNetFeatures
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops import Conv2dNormActivation
@@ -17,6 +17,7 @@ from wbc.models.fused_convolution import ACTIVATIONS, RectifiedConvolution, can_
 
 # Which batch norm follows which convolution is written in these blocks' forward; of others nothing is folded.
 FOLDED: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
+    EfficientNet: (("conv_stem", "bn1"), ("conv_head", "bn2")),
     EfficientNetFeatures: (("conv_stem", "bn1"),),
     ConvBnAct: (("conv", "bn1"),),
     DepthwiseSeparableConv: (("conv_dw", "bn1"), ("conv_pw", "bn2")),
@@ -44,6 +45,13 @@ def for_inference(module: nn.Module, device: torch.device) -> nn.Module:
         fuse_rectifiers(ready)
     made: nn.Module = ready.eval()
     return made
+
+
+def folded(module: nn.Module) -> nn.Module:
+    """A copy of a classifier whose batch norms are part of their convolutions. Exact but for rounding."""
+    ready = copy.deepcopy(module)
+    fold_batch_norms(ready)
+    return ready.eval()
 
 
 def fold_batch_norms(module: nn.Module) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torchvision.ops import box_iou
 
+from wbc.cells.classify import features, predict
 from wbc.models import engines, registry
 from wbc.models.cards import ModelError, ModelRef
-from wbc.models.engines import ready_detector
+from wbc.models.engines import ready_classifier, ready_detector
 
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="the extra `fast` is not installed")
 
@@ -40,6 +42,23 @@ def test_it_runs_on_processors_alone(detector: ModelRef, monkeypatch: pytest.Mon
     with pytest.raises(ModelError, match="runs on cpu, not on cuda:1"):
         ready_detector(detector, "cuda:1", "openvino")
     assert ready_detector(detector, "cuda:1", "auto").engine == "torch"
+
+
+def test_a_classifier_is_folded_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    ref = registry.resolve("bundled:classifier", "classifier")[0]
+    loaded = registry.load(ref, "cpu")
+    monkeypatch.setattr(registry, "load", lambda *_: loaded)
+    ready_classifier.cache_clear()
+    try:
+        on_gpu = ready_classifier(ref, "cuda")
+        assert ready_classifier(ref, "cpu") is loaded
+    finally:
+        ready_classifier.cache_clear()
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in on_gpu.module.modules())
+    assert any(isinstance(part, nn.BatchNorm2d) for part in loaded.module.modules())
+    crops = np.random.default_rng(0).integers(0, 255, (4, loaded.card.input_px, loaded.card.input_px, 3), np.uint8)
+    np.testing.assert_allclose(predict(crops, on_gpu), predict(crops, loaded), atol=1e-5)
+    np.testing.assert_allclose(features(crops, on_gpu), features(crops, loaded), atol=1e-3)
 
 
 @needs_openvino
