@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,25 @@ def test_device_that_is_not_there_is_named(device: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(this_machine, "gpu_count", lambda: 2)
     with pytest.raises(ClusterError, match=device):
         this_machine.visible_gpus(device)
+
+
+def gpu_of_worker() -> tuple[int, str, float]:
+    """Its process, the GPU that it sees, and how many calls of a model it takes at once."""
+    time.sleep(0.3)  # so that the others get some, too
+    return os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"], get_worker().state.total_resources["GPU"]
+
+
+@pytest.mark.dask
+def test_more_workers_than_gpus_share_them_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(this_machine, "gpu_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    seen: set[tuple[int, str, float]] = set()
+    with open_cluster(ClusterSettings(workers=4, wait_seconds=120), "cuda", []) as opened:
+        assert opened.device == "cuda"
+        while len(seen) < 4:
+            calls = [opened.inference.submit(gpu_of_worker) for _ in range(4)]
+            seen |= {call.result(timeout=120) for call in calls}
+    assert sorted((gpu, at_once) for _, gpu, at_once in seen) == [("3", 1), ("3", 1), ("5", 1), ("5", 1)]
 
 
 @pytest.mark.dask
