@@ -73,7 +73,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_files_pass_the_checks_of_their_field(installed: Path) -> None:
+def test_files_pass_the_checks_of_their_field(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subprocess.run([str(PROGRAMS / "hadolint"), str(DOCKER / "Dockerfile")], check=True)
     for file in ("make-secrets", "make-folders", "make-databases", "backup", "restore", "with-secrets", "deploy"):
         subprocess.run(["bash", "-n", str(DOCKER / file)], check=True)
@@ -81,6 +81,9 @@ def test_files_pass_the_checks_of_their_field(installed: Path) -> None:
     assert {cuda[name]["image"] for name in ("dask-scheduler", "dask-worker", "prefect-worker", "deploy")} == {
         "wbc:cuda"
     }
+    assert cuda["dask-worker"]["scale"] == 1
+    monkeypatch.setenv("WBC_GPU_WORKERS", "4")
+    assert configuration(installed, "compose.yaml", "compose.cuda.yaml")["services"]["dask-worker"]["scale"] == 4
 
 
 def test_every_service_is_confined_and_only_pages_are_published_on_loopback(installed: Path) -> None:
