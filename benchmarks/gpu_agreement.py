@@ -46,7 +46,7 @@ def rows(subject: Subject) -> Iterator[dict[str, object]]:
     """Each way against another, slide by slide; then the classifier alone on the same crops."""
     ways, n = _ways(subject), 2 if subject.is_gpu else 1
     crops: list[NDArray[np.uint8]] = []
-    for slide in SLIDES:
+    for slide in subject.in_time(SLIDES):
         pictures, um_per_px = labelled_slide(subject.data, slide)
         fields = pixels_of(pictures[:n])
         seen = {name: way(fields, um_per_px) for name, way in ways.items()}

@@ -94,7 +94,7 @@ def rows(subject: Subject) -> Iterator[dict[str, object]]:
                 "classify s a field": mean(s.classify for s in chunk.seconds),
                 **_busy(subject, n / seconds, usage),
             }
-        for load in LOADS if is_gpu else LOADS[:1]:
+        for load in subject.in_time(LOADS if is_gpu else LOADS[:1]):
             yield _loaded(subject, slide, job, load)
 
 
@@ -173,7 +173,7 @@ def processes(subject: Subject) -> Iterator[dict[str, object]]:
     """Fields a second of several processes on one device, each with its own models and fields in memory."""
     context = get_context("spawn")
     counts = PROCESSES if subject.is_gpu else (1,)
-    for n in counts:
+    for n in subject.in_time(counts):
         barrier, results = context.Barrier(n + 1), context.SimpleQueue()
         work = (subject.jpegs["large"], str(subject.device), subject.data, barrier, results)
         running = [context.Process(target=_take_part, args=work, daemon=True) for _ in range(n)]

@@ -39,7 +39,7 @@ def copies(subject: Subject) -> Iterator[dict[str, object]]:
         ways["the whole field, pinned"] = lambda: pinned.to(subject.device, non_blocking=True)
         ways["into pinned memory, on the CPU"] = lambda: own.copy_(torch.from_numpy(pixels))
         ways["pinned, scaled there"] = lambda: scaled_there(pinned.to(subject.device, non_blocking=True), scaled.shape)
-    for name, work in ways.items():
+    for name, work in subject.in_time(ways.items()):
         yield {"way": name, "ms a field": 1e3 * subject.seconds(work, 0.1)}
     there = scaled_there(on_device, scaled.shape).round().clamp(0, 255).byte()
     mean, largest = largest_difference(there.permute(1, 2, 0).cpu().numpy(), scaled)
@@ -66,7 +66,7 @@ def decoding(subject: Subject) -> Iterator[dict[str, object]]:
         subject.jpegs["large"][i % len(subject.jpegs["large"])]
         for i in range(4 * DECODED_TOGETHER if subject.is_gpu else 2)
     ]
-    for threads in THREADS if subject.is_gpu else (1,):
+    for threads in subject.in_time(THREADS if subject.is_gpu else (1,)):
         with ThreadPoolExecutor(threads) as pool:
             for name, decode in (("simplejpeg", _plain), ("decode_field", _checked)):
                 list(pool.map(decode, files[:threads]))

@@ -85,7 +85,7 @@ class Stopwatch:
 
 def rows(subject: Subject) -> Iterator[dict[str, object]]:
     """For each size and batch: ms a field as it is, and of each stage."""
-    for size, n, batch_px in CALLS if subject.is_gpu else CALLS_ON_CPU:
+    for size, n, batch_px in subject.in_time(CALLS if subject.is_gpu else CALLS_ON_CPU):
         given = subject.many(size, n)
         files = [subject.jpegs[size][i % len(subject.jpegs[size])] for i in range(n)]
         found = _look(subject, given, batch_px)
@@ -176,7 +176,7 @@ def kernels(subject: Subject) -> Iterator[dict[str, object]]:
         return
     from torch.profiler import ProfilerActivity, profile
 
-    for size, n, batch_px in TRACED:
+    for size, n, batch_px in subject.in_time(TRACED):
         fields = subject.many(size, n)
         found = _look(subject, fields, batch_px)
 

@@ -1,14 +1,16 @@
 """What all parts of `benchmarks.gpu` work on: the models on the device, in number formats of choice, and fields."""
 
 import copy
+import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from wbc.storage.images import decode_field
 
 Pixels = NDArray[np.uint8]
 CPU = torch.device("cpu")
+T = TypeVar("T")
 
 
 @dataclass
@@ -38,6 +41,8 @@ class Subject:
     classifier: LoadedModel
     rendering: Rendering
     device_ms: dict[str, float] = field(default_factory=dict)  # of a field's kernels and copies, by size, once traced
+    ends: float = math.inf  # when a part should have ended, on the monotonic clock
+    left_out: int = 0  # how many of its steps were left out for that
 
     @property
     def is_gpu(self) -> bool:
@@ -67,6 +72,17 @@ class Subject:
         """So many fields of a size, in turns."""
         own = self.fields[size]
         return [own[i % len(own)] for i in range(n)]
+
+    def in_time(self, steps: Iterable[T]) -> Iterator[T]:
+        """The steps of a part: the first, and those that end in time if they take as long as the longest before."""
+        longest = 0.0
+        for step in steps:
+            began = time.monotonic()
+            if began + longest > self.ends and longest:
+                self.left_out += 1
+                continue
+            yield step
+            longest = max(longest, time.monotonic() - began)
 
     def synchronize(self) -> None:
         """Wait for the device."""

@@ -141,7 +141,7 @@ WAYS: tuple[tuple[str, bool | None, Change | None, Callable[[], AbstractContextM
 def rows(subject: Subject) -> Iterator[dict[str, object]]:
     """Each way on batches of tiles; then the classifier's."""
     every = tiles(subject, max(_batches(subject)))
-    for name, half, change, context in WAYS:
+    for name, half, change, context in subject.in_time(WAYS):
         if change is not None and "graph" in name and not subject.is_gpu:
             continue
         with context():
@@ -204,7 +204,7 @@ def compiled(subject: Subject) -> Iterator[dict[str, object]]:
     every = tiles(subject, max(_batches(subject)))
     model: Any = subject.ready()
     model.module.backbone = torch.compile(model.module.backbone, dynamic=False)
-    for n in reversed(_batches(subject)):
+    for n in subject.in_time(reversed(_batches(subject))):
         began = time.perf_counter()
         model.module(every[:n])
         subject.synchronize()

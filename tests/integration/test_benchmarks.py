@@ -2,6 +2,9 @@
 
 import json
 import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from io import BytesIO
@@ -10,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from upath import UPath
 
 from benchmarks import (
     attack,
     common,
+    gpu,
     gpu_busy,
     gpu_copies,
     gpu_fields,
@@ -238,6 +243,33 @@ def test_white_cells_alone_are_held_against_all() -> None:
     row, differences = white_cells.compare(white_cells.Series(white_cells.TYPICAL, [field], 0.2), model, rounds=1)
     assert (row["white cells of all"], row["found again"], row["more"], differences) == (3, 3, 0, [])
     assert white_cells.report_of([row], differences).claims[0].met
+
+
+def test_a_part_leaves_out_what_would_end_too_late(tmp_path: Path) -> None:
+    subject = gpu_subject.subject_of(tmp_path, "cpu", gpu_fields.Rendering([], []))
+    assert list(subject.in_time(range(3))) == [0, 1, 2]
+    subject.ends = time.monotonic() - 1
+    assert list(subject.in_time(range(3))) == [0]
+    assert subject.left_out == 2
+
+
+def test_parts_run_in_the_order_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def part(subject: gpu_subject.Subject) -> Iterator[dict[str, object]]:
+        yield from ({"step": step, "until": subject.ends - gpu.BEGAN} for step in subject.in_time("ab"))
+
+    monkeypatch.setattr(gpu, "_parts", lambda: dict.fromkeys(gpu.NEEDS, part))
+    monkeypatch.setattr(gpu, "BEGAN", time.monotonic())
+    monkeypatch.setattr(torch, "set_num_threads", lambda _n: None)  # it would outlast this test
+    chosen = {"data": tmp_path, "device": "cpu", "seconds": 60.0, "parts": ["busy", "compiled", "copies"]}
+    gpu._run(Namespace(**chosen), gpu_fields.Rendering([], []))
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [(row["part"], row["step"], row["until"]) for row in rows if "step" in row] == [
+        *(("busy", "a", 40.0), ("busy", "b", 40.0)),
+        *(("compiled", "a", 58.0), ("compiled", "b", 58.0)),
+        *(("copies", "a", 60.0), ("copies", "b", 60.0)),
+    ]
 
 
 def test_what_a_gpu_is_asked_can_be_tried_out_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
