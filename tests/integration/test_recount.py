@@ -26,6 +26,7 @@ from wbc.counting import recount as recount_room
 from wbc.counting import worker
 from wbc.counting.recount import Change, recount_slides, recounted
 from wbc.counting.slide import CountSettings, Job, count_slide, is_counted, record_failure
+from wbc.models import bfloat16
 from wbc.models.cards import ModelCard
 from wbc.models.registry import LoadedModel, ModelRef
 from wbc.storage import atomic
@@ -124,6 +125,22 @@ def test_a_recount_equals_a_count_from_pixels_cell_for_cell(
     row = read_slide_row(other, "s1")
     assert row.n_cells == len(pd.read_parquet(other / "cells" / "s1.parquet"))
     assert is_counted(slide, asked(job, other, second, taxonomies[1]))
+
+
+def test_a_count_of_a_gpu_says_so_has_an_id_of_its_own_and_stands(
+    slide: Slide, job: Job, threads: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count_slide(slide, job, threads)
+    here, on_gpu = read_slide_row(job.out, "s1"), replace(job, out=UPath(tmp_path / "gpu"))
+    monkeypatch.setattr(bfloat16, "precision_of", lambda *_: "bfloat16 on cuda")  # as there; all else is as here
+    count_slide(slide, on_gpu, threads)
+    there = read_slide_row(on_gpu.out, "s1")
+    assert (here.precision, there.precision) == ("float32", "bfloat16 on cuda")
+    assert here.count_id != there.count_id
+    monkeypatch.undo()
+    assert is_counted(slide, on_gpu)
+    (outcome,) = recount_slides(on_gpu.out, ["s1"], Change(job.taxonomy, 0.3))
+    assert (outcome.reason, read_slide_row(on_gpu.out, "s1").precision) == ("", "bfloat16 on cuda")
 
 
 def no_model_may_run(monkeypatch: pytest.MonkeyPatch) -> None:
