@@ -39,16 +39,13 @@ def even_light(crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if not len(crops):
         return crops
     side = crops.shape[1]
-    density = _density_above_ground(crops)
+    ground = np.percentile(DENSITIES[crops[:, ::4, ::4]], GROUND_PERCENT, axis=(1, 2)).astype(np.float32)
     y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
-    cell = density.mean(3)[:, x**2 + y**2 < CELL_PART**2][:, ::3]
-    darkest = np.percentile(cell, 90, axis=1).clip(min=LEAST_DENSITY)
-    density *= (REFERENCE_DENSITY / darkest).astype(np.float32)[:, None, None, None]
-    light: NDArray[np.uint8] = (np.exp(-density.clip(min=-0.1, max=4)) * WHITE).astype(np.uint8)
-    return light
-
-
-def _density_above_ground(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-    density = DENSITIES[crops]
-    ground = np.percentile(density[:, ::4, ::4], GROUND_PERCENT, axis=(1, 2)).astype(np.float32)
-    return density - ground[:, None, None]
+    cell = DENSITIES[crops[:, x**2 + y**2 < CELL_PART**2][:, ::3]] - ground[:, None]
+    darkest = np.percentile(cell.mean(2), 90, axis=1).clip(min=LEAST_DENSITY)
+    factor = (REFERENCE_DENSITY / darkest).astype(np.float32)
+    # A channel has 256 values: what each becomes is reckoned once a crop, not for every pixel.
+    density = (DENSITIES - ground[:, :, None]) * factor[:, None, None]
+    light = (np.exp(-density.clip(min=-0.1, max=4)) * WHITE).astype(np.uint8).reshape(len(crops), -1)
+    channels = np.arange(0, 3 * 256, 256, dtype=np.uint16)
+    return np.stack([np.take(table, crop + channels) for table, crop in zip(light, crops, strict=True)])

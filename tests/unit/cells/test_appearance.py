@@ -47,6 +47,18 @@ def test_a_crop_of_nothing_is_evened_too(level: int) -> None:
     assert even_light(np.zeros((0, SIDE, SIDE, 3), np.uint8)).shape == (0, SIDE, SIDE, 3)
 
 
+def test_every_pixel_is_evened_by_its_own_density() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), dtype=np.uint8)
+    seen = np.concatenate([noise, crops(2, (0.6, 0.8, 1.0), 0.8)])
+    density = -np.log((seen.astype(np.float32) + 1) / 256)
+    density -= np.percentile(density[:, ::4, ::4], 8, axis=(1, 2)).astype(np.float32)[:, None, None]
+    y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
+    darkest = np.percentile(density.mean(3)[:, x**2 + y**2 < 0.45**2][:, ::3], 90, axis=1)
+    density *= (REFERENCE_DENSITY / darkest).astype(np.float32)[:, None, None, None]
+    light = (np.exp(-density.clip(min=-0.1, max=4)) * WHITE).astype(np.uint8)
+    np.testing.assert_array_equal(even_light(seen), light)
+
+
 def test_a_strange_lamp_stain_or_focus_is_far_and_another_cell_is_not() -> None:
     looks = appearance(crops(60))
     known = KnownLooks(looks, np.full(looks.shape[1], 0.05, np.float32), np.inf)
