@@ -16,7 +16,7 @@ from flows.listening import Listener, current_listener, listening
 from flows.parameters import from_parameters
 from flows.schedule import MOST_SLIDES, count_all
 from flows.slide_table import markdown_text, slide_line
-from flows.stages import STAGES, Run
+from flows.stages import TASKS_A_SLIDE, Run
 from wbc import __version__
 from wbc.counting.addresses import settle_addresses
 from wbc.counting.handover import SlideOutcome
@@ -28,7 +28,7 @@ from wbc.storage.lock import Hold
 
 __all__ = ["CountReport", "Listener", "NothingCounted", "count_slides", "listening"]
 
-TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=STAGES * MOST_SLIDES)
+TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=TASKS_A_SLIDE * MOST_SLIDES)
 
 
 class NothingCounted(RuntimeError):

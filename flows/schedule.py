@@ -12,11 +12,11 @@ from typing import Any, TypeVar, cast
 from prefect import get_run_logger
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
-from prefect.utilities.annotations import opaque, quote
+from prefect.utilities.annotations import quote
 
 from flows.cluster import Cluster, reason
-from flows.stages import Run, annotate, count_cells, ingest
-from wbc.counting.slide import Ingested, SlideOutcome, chunks, record_failure
+from flows.stages import Run, Way, annotate, count
+from wbc.counting.slide import SlideOutcome, chunks, record_failure
 from wbc.storage.atomic import remove_folder
 from wbc.types import Slide
 
@@ -29,10 +29,10 @@ FEWEST_SLIDES, MOST_SLIDES, CHUNKS_A_THREAD = 2, 32, 3
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A slide under way: the futures of its stages, in their order."""
+    """A slide under way: the futures of its tasks, in their order."""
 
     slide: Slide
-    stages: tuple[PrefectFuture[Any], ...]
+    tasks: tuple[PrefectFuture[Any], ...]
     n_chunks: int
     began: float
 
@@ -45,7 +45,7 @@ def count_all(slides: Iterable[Slide], run: Run) -> Iterator[SlideOutcome]:
         while waiting and _has_room(under_way.values(), run.cluster):
             work = _start(waiting.popleft(), run)
             under_way[work.slide.slide_id] = work
-            work.stages[-1].add_done_callback(partial(_tell, finished, work.slide.slide_id))
+            work.tasks[-1].add_done_callback(partial(_tell, finished, work.slide.slide_id))
         work = under_way.pop(finished.get())
         yield _outcome(work, run)
         _forget(work)
@@ -61,9 +61,9 @@ def _forget(work: Work) -> None:
     if context is not None:
         context.run_results.clear()
         cancel_events = getattr(context.task_runner, "_cancel_events", {})
-        for stage in work.stages:
-            cancel_events.pop(stage.task_run_id, None)
-            context.task_run_assets.pop(stage.task_run_id, None)
+        for task in work.tasks:
+            cancel_events.pop(task.task_run_id, None)
+            context.task_run_assets.pop(task.task_run_id, None)
 
 
 def _tell(finished: SimpleQueue[str], slide_id: str, _future: PrefectFuture[Any]) -> None:
@@ -78,22 +78,21 @@ def _has_room(under_way: Collection[Work], cluster: Cluster) -> bool:
 
 
 def _start(slide: Slide, run: Run) -> Work:
-    ingested = ingest.submit(_whole(slide), _whole(run))
-    counted = count_cells.submit(_whole(slide), cast(Ingested, opaque(ingested)), _whole(run))
-    stages: tuple[PrefectFuture[Any], ...] = (ingested, counted)
+    way = Way(slide)
+    tasks: tuple[PrefectFuture[Any], ...] = (count.submit(_whole(way), _whole(run)),)
     if run.drawing is not None:
-        stages += (annotate.submit(_whole(slide), _whole(run), return_state=False, wait_for=[counted]),)
-    return Work(slide, stages, max(1, len(chunks(slide, run.job.work.chunk_fields))), time.monotonic())
+        tasks += (annotate.submit(_whole(way), _whole(run), return_state=False, wait_for=[*tasks]),)
+    return Work(slide, tasks, max(1, len(chunks(slide, run.job.work.chunk_fields))), time.monotonic())
 
 
 def _whole(value: T) -> T:
-    """`value` as a stage's argument, which Prefect then does not search for futures, field by field."""
+    """`value` as a task's argument, which Prefect then does not search for futures, field by field."""
     return cast(T, quote(value))
 
 
 def _outcome(work: Work, run: Run) -> SlideOutcome:
-    """What became of a slide whose stages are done."""
-    outcome, error = _result(work.stages)
+    """What became of a slide whose tasks are done."""
+    outcome, error = _result(work.tasks)
     if outcome is not None and error is None:
         return outcome
     why = "unknown" if error is None else reason(error)
@@ -103,12 +102,12 @@ def _outcome(work: Work, run: Run) -> SlideOutcome:
     return replace(outcome, reason=f"not annotated: {why}")
 
 
-def _result(stages: Iterable[PrefectFuture[Any]]) -> tuple[SlideOutcome | None, Exception | None]:
-    """The outcome that the stages came to, and the error of the first that failed."""
+def _result(tasks: Iterable[PrefectFuture[Any]]) -> tuple[SlideOutcome | None, Exception | None]:
+    """The outcome that the tasks came to, and the error of the first that failed."""
     outcome = None
-    for stage in stages:
+    for task in tasks:
         try:
-            result = stage.result()
+            result = task.result()
         except Exception as error:  # whatever it is, it is this slide's alone
             return outcome, error
         outcome = result if isinstance(result, SlideOutcome) else outcome

@@ -17,6 +17,8 @@ from fixture_types import CommitSlide, RunFlow
 from jobs import counted_on_threads, temporaries
 from painted import make_slide
 from PIL import Image
+from prefect import task_engine
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.exceptions import ParameterTypeError
 from upath import UPath
 
@@ -302,10 +304,58 @@ def test_bad_moments_are_tried_again_and_full_disks_are_not(
         return real(slide, *others)
 
     monkeypatch.setattr(stages, "ingest_slide", sometimes)
-    monkeypatch.setattr(stages.ingest, "retry_delay_seconds", 0)
+    monkeypatch.setattr(stages.count, "retry_delay_seconds", 0)
     report = run_flow(slides, UPath(tmp_path / "out"))
     assert statuses(report) == {"empty": "failed", "long": status, "mixed": "counted"}
     assert len(calls) == attempts
+
+
+@pytest.mark.parametrize(("bad_counts", "status"), [(2, "counted"), (9, "failed")])
+def test_each_stage_has_tries_of_its_own_and_those_that_are_done_are_not_done_again(
+    bad_counts: int,
+    status: str,
+    slides: UPath,
+    tmp_path: Path,
+    run_flow: RunFlow,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+
+    def sometimes(name: str, n_bad: int) -> None:
+        real = getattr(stages, name)
+
+        def called(of: Any, *others: Any) -> Any:
+            if getattr(of, "slide", of).slide_id == "long":
+                calls.append(name)
+                if calls.count(name) <= n_bad:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO), "/a/file")
+            return real(of, *others)
+
+        monkeypatch.setattr(stages, name, called)
+
+    sometimes("ingest_slide", 2)
+    sometimes("count_ingested", bad_counts)
+    monkeypatch.setattr(stages.count, "retry_delay_seconds", 0)
+    report = run_flow(slides, UPath(tmp_path / "out"))
+    assert statuses(report) == {"empty": "failed", "long": status, "mixed": "counted"}
+    assert calls == ["ingest_slide"] * 3 + ["count_ingested"] * 3
+
+
+def test_prefect_is_told_of_a_slide_by_its_name_and_three_times(
+    slides: UPath, tmp_path: Path, run_flow: RunFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, str | None]] = []
+    real = task_engine.emit_task_run_state_change_event
+
+    def noted(task_run: TaskRun, initial_state: Any, validated_state: State[Any], **others: Any) -> Any:
+        told.append((task_run.name, validated_state.name))
+        return real(task_run, initial_state, validated_state, **others)
+
+    monkeypatch.setattr(task_engine, "emit_task_run_state_change_event", noted)
+    run_flow(slides, UPath(tmp_path / "out"))
+    later = [(name, state) for name, state in told if state != "Pending"]  # until then, a task has no name of its own
+    assert sorted(later) == [(s, state) for s in ("empty", "long", "mixed") for state in ("Completed", "Running")]
+    assert len(told) == 9
 
 
 def test_scheduled_run_that_counted_nothing_fails(
@@ -442,8 +492,8 @@ def test_field_that_kills_every_worker_costs_its_slide_alone(
 ) -> None:
     (slides / "long" / "f000.png").rename(slides / "long" / "deadly.png")
     (tmp_path / "killer.py").write_text(KILLER)
-    monkeypatch.setattr(stages.ingest, "retry_delay_seconds", 0)
-    monkeypatch.setattr(stages.ingest, "retries", 1)
+    monkeypatch.setattr(stages.count, "retry_delay_seconds", 0)
+    monkeypatch.setattr(stages.count, "retries", 1)
     site = tmp_path / "site.toml"
     site.write_text(
         'class = "distributed.LocalCluster"\n[arguments]\nn_workers = 1\nthreads_per_worker = 1\n'

@@ -18,11 +18,11 @@ def find_cells() -> list[str]:
 @flow(task_runner=ThreadPoolTaskRunner(max_workers=1))  # type: ignore[arg-type]
 def count_one() -> tuple[list[int], list[int]]:
     context: Any = FlowRunContext.get()
-    stage = find_cells.submit()
-    stage.result()
+    future = find_cells.submit()
+    future.result()
     kept = context.task_runner._cancel_events, context.task_run_assets, context.run_results
     before = [len(by_task) for by_task in kept]
-    _forget(Work(Slide("s1", (), None), (stage,), 1, 0.0))
+    _forget(Work(Slide("s1", (), None), (future,), 1, 0.0))
     return before, [len(by_task) for by_task in kept]
 
 
