@@ -165,7 +165,7 @@ def _read(slide: Slide, key: ChunkKey, job: Job) -> tuple[ReadyField, ...]:
     for path, own, one in zip(paths, key.fields(), read, strict=True):
         if one.pixels is None:
             raise RuntimeError(f"{path}: {one.failure}")
-        ready.append(ReadyField(own, path, one.sha256, one.pixels, slide.um_per_px))
+        ready.append(ReadyField(own, path.parent, path.name, one.sha256, one.pixels, slide.um_per_px))
     return tuple(ready)
 
 

@@ -96,13 +96,19 @@ class Slide:
             raise ValueError(f"{self.slide_id}: um_per_px is {self.um_per_px}, not between {low} and {high:g}")
 
     @property
+    def folder(self) -> UPath:
+        """Where its fields lie. Raises IndexError of a slide without fields."""
+        paths = self.field_paths
+        return paths.folder if isinstance(paths, FieldPaths) else paths[0].parent
+
+    @property
     def field_names(self) -> tuple[str, ...]:
         """The fields' file names, in their order."""
         paths = self.field_paths
         return paths.names if isinstance(paths, FieldPaths) else tuple(path.name for path in paths)
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, order=True)
 class FieldKey:
     """The address of one field: slide and index into its `field_paths`."""
 

@@ -1,4 +1,8 @@
-"""What one step of a count hands to the next, from the fields of a slide to what became of it."""
+"""What one step of a count hands to the next, from the fields of a slide to what became of it.
+
+What is pickled for each field has no slots, here and in `types`, `stamps` and `pixels`: with them, dataclasses pickle
+in Python, which takes three times as long.
+"""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -19,7 +23,7 @@ Alike = tuple[int, int, str]  # height and width in px, camera
 SlideStatus = Literal["counted", "unchanged", "failed"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class IngestedField:
     """What one read of a field's file told: its stamp and digest ("" where it could not be read), pixels and scale.
 
@@ -48,7 +52,7 @@ class IngestedField:
         return self.pixels.height, self.pixels.width, self.camera
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ReadyField:
     """A field to count: its address, its file and that file's digest, the pixels stored of it, and its scale.
 
@@ -56,11 +60,17 @@ class ReadyField:
     """
 
     key: FieldKey
-    path: UPath
+    folder: UPath
+    name: str
     sha256: str
     pixels: "StoredPixels"
     um_per_px: float | None
     is_whole: bool = False
+
+    @property
+    def path(self) -> UPath:
+        """Its file, made a path where it is asked for: on a worker."""
+        return self.folder / self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +96,16 @@ class Ingested:
         duplicates = self.duplicates
         return tuple(i for i, f in enumerate(self.fields) if f.pixels is not None and i not in duplicates)
 
-    def ready(self, index: int, um_per_px: float | None = None) -> ReadyField:
-        """A field to count at `um_per_px`. Raises ValueError for one that could not be read."""
+    def ready(self, index: int, um_per_px: float | None = None, *, is_whole: bool = False) -> ReadyField:
+        """A field to count at `um_per_px`, `is_whole` or not. Raises ValueError for one that could not be read."""
         field = self.fields[index]
         if field.pixels is None:
             raise ValueError(f"{field.name} could not be read: {field.failure}")
-        path = self.slide.field_paths[index]
-        return ReadyField(FieldKey(self.slide.slide_id, index), path, field.sha256, field.pixels, um_per_px)
+        key, folder = FieldKey(self.slide.slide_id, index), self.slide.folder
+        return ReadyField(key, folder, field.name, field.sha256, field.pixels, um_per_px, is_whole)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ModelSeconds:
     """The time that a field took in the detector and in the classifier: its share, where several went together."""
 

@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, wait
-from dataclasses import replace
 
 from upath import UPath
 
@@ -128,7 +127,7 @@ def _detections(
     if not scales:
         return DetectedChunk.concatenate([])
     is_whole = needs_whole_look(ingested, scales, job, executor)
-    fields = tuple(replace(ingested.ready(i, s.um_per_px), is_whole=is_whole) for i, s in scales.items())
+    fields = tuple(ingested.ready(i, s.um_per_px, is_whole=is_whole) for i, s in scales.items())
     largest_px = max(field.pixels.height * field.pixels.width for field in fields)
     parts = cut(fields, job.work.fields_at_once(largest_px))
     futures = [executor.submit(detect_chunk, part, job) for part in parts]

@@ -28,7 +28,7 @@ class PixelsLost(Exception):
     """What is stored of a field is not what was written, or is not there."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StoredPixels:
     """What was written of a field: its size in px, and 128 bits of XXH3 of the size and the pixels."""
 

@@ -21,7 +21,7 @@ _VERSION_KEYS = ("ETag", "etag", "VersionId", "generation")
 _TIME_KEYS = ("mtime", "LastModified", "last_modified", "updated", "modify")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FieldStamp:
     """What stands for a field's content while it does not change: name, size in bytes, and version or time of change.
 
