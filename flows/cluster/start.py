@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 # which Dask would give the worker up for lost, and with the last one the run.
 PATIENCE_WITH_LOST_WORKERS = {"distributed.deploy.lost-worker-timeout": "1 hour"}
 # Dask keeps its last thousand steps, and of each connection the last thousand messages, for those who look for faults
-# in Dask: calls with all their arguments, long after they are done.
-SHORT_LOGS = {"distributed.admin.low-level-log-length": 50}
+# in Dask: calls with all their arguments, long after they are done. And the loop of each scheduler, nanny and worker
+# looks fifty times a second whether it is late, to tell of delays from 3 s on: a fiftieth of a core for each process.
+LIGHT = {"distributed.admin.low-level-log-length": 50, "distributed.admin.tick.interval": "500 ms"}
 
 
 def prepare(settings: ClusterSettings, models: Sequence[ModelRef]) -> None:
@@ -48,12 +49,12 @@ def start(
 
     security = None if settings.security is None else certificate_in(settings.security)
     if settings.scheduler is not None:
-        with dask.config.set(SHORT_LOGS):
+        with dask.config.set(LIGHT):
             yield settings.scheduler, device, security
         return
     # Calls to a cluster that has lost its last worker fail after this time, and are not waited for without end.
     patience = {"distributed.scheduler.no-workers-timeout": settings.wait_seconds}
-    with dask.config.set(patience | SHORT_LOGS | _forking(settings)):
+    with dask.config.set(patience | LIGHT | _forking(settings)):
         if settings.cluster_class is None:
             own = security or own_certificate()
             cluster = cluster_here(settings.workers, gpus := visible_gpus(device), own)

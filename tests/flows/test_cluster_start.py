@@ -11,6 +11,7 @@ from distributed.scheduler import NoWorkerError
 from local_clusters import in_threads
 
 from flows.cluster import ClusterError, ClusterSettings, open_cluster
+from flows.cluster.start import start
 
 
 def add(a: int, b: int) -> int:
@@ -70,6 +71,13 @@ for _ in range(2):
 def test_a_process_opens_a_cluster_more_than_once() -> None:
     done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.split() == ["7", "7"], done.stderr
+
+
+@pytest.mark.dask
+def test_loops_do_not_look_fifty_times_a_second_whether_they_are_late() -> None:
+    with start(in_threads(), "cpu", []) as (cluster, _, _):
+        servers = [cluster.scheduler, *cluster.workers.values()]
+        assert {server.periodic_callbacks["tick"].callback_time for server in servers} == {500}
 
 
 def leave() -> None:
