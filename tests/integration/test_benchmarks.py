@@ -236,6 +236,11 @@ def test_simulated_fields_are_counted_and_nobody_opens_them(monkeypatch: pytest.
     assert 0 < outcome.n_cells < 120
 
 
+def test_no_file_of_a_simulated_site_has_more_links_than_its_slide_has_fields(tmp_path: Path) -> None:
+    scale_out.link_slides(tmp_path / "slides", 3, 4)
+    assert {path.stat().st_nlink for path in (tmp_path / "slides").glob("*/*.jpg")} == {4}
+
+
 def test_white_cells_alone_are_held_against_all() -> None:
     model = registry.load(registry.resolve("bundled:detector", "detector")[0], registry.resolve_device("cpu"))
     smear = SmearSettings(480, 640, 0.2, white_cells_per_field=(3, 3))
