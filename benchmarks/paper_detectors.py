@@ -1,7 +1,7 @@
 """The detectors of Wang 2021, side by side: what each costs, and its AP by seed after equal steps.
 
-Every system is a config in `configs/papers`. What is measured lies in a folder, one run or one file of costs each, and
-is not measured again: stopped at any time, the same command carries on from the last checkpoint.
+Every system is a config in `configs/papers`, every run a folder: stopped at any time, the same command carries on from
+the last checkpoint. Figures and costs go into the tables of `--record`, and what these hold is not measured again.
 """
 
 import json
@@ -17,11 +17,14 @@ import torch
 
 from benchmarks.common import Report, Row, labelled_slide, parser, pixels_of, show
 from benchmarks.model_costs import costs_of
+from benchmarks.paper_pictures import watched
+from benchmarks.paper_record import RECORD, Record
 from wbc.cells.detect import detect
 from wbc.configs import read_toml
 from wbc.evaluation.boxes import FoundSet, score_boxes
 from wbc.models import builders, registry
 from wbc.training.detector import DetectorConfig, train_as_planned
+from wbc.training.progress import CURVES
 
 CONFIGS = Path(__file__).parents[1] / "configs/papers"
 FIELD = (600, 800)  # px of a field's height and width at the detector's scale
@@ -29,31 +32,37 @@ PROPOSALS, BOXES = 1_000, 200  # of a field, whatever the weights say: so that c
 PAPER_AP = {"one_level": 0.715, "fpn": 0.678, "proposed": 0.744}  # its Table 1
 MEASURED_ON = ("slide-05", "slide-08")  # test slides: measured at the end of a training, never tuned on
 BESIDE_AP = ("AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100", "AR_1000")
-FIGURES = "figures.json"
 LOWEST_SCORE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Trials:
-    """What is run: every config in `seeds`, for `steps` (None: the config's own), on `data`; kept in `folder`."""
+    """What is run: every config in `seeds`, for `steps` (None: the config's own), on `data`; kept in `folder`, its
+    figures in `record`.
+    """
 
     folder: Path
     data: Path
     seeds: Sequence[int]
     steps: int | None
     device: str
+    record: Record
 
-    def run(self, config: Path, seed: int) -> dict[str, float]:
-        """COCO's figures after one training, which is done, or carried on, where it has not ended."""
+    def run(self, config: Path, seed: int) -> dict[str, Any]:
+        """A training's line of the record, COCO's figures in it: trained, or carried on, where it is not there."""
         plan = read_toml(config, DetectorConfig)
         loop = replace(plan.loop, seed=seed, steps=self.steps or plan.loop.steps)
+        which = {"system": config.stem, "steps": loop.steps, "seed": seed}
+        for line in self.record.detectors.rows():
+            if which.items() <= line.items():
+                return line
         out = self.folder / f"{config.stem}-{loop.steps}-steps-seed-{seed}"
-        if not (out / FIGURES).exists():
-            if not (out / registry.CARD).exists():
-                train_as_planned(replace(plan, loop=loop, measure=()), config, self.data, out, self.device)
-            (out / FIGURES).write_text(json.dumps(figures_of(out, self.data, self.device)))
-        figures: dict[str, float] = json.loads((out / FIGURES).read_text())
-        return figures
+        if not (out / registry.CARD).exists():
+            train_as_planned(replace(plan, loop=loop, measure=()), config, self.data, out, self.device)
+        line = which | figures_of(out, self.data, self.device)
+        self.record.watched.add([which | figure for figure in watched(out / CURVES)])
+        self.record.detectors.add([line])
+        return line
 
 
 def figures_of(run: Path, data: Path, device: str) -> dict[str, float]:
@@ -65,21 +74,17 @@ def figures_of(run: Path, data: Path, device: str) -> dict[str, float]:
         found = tuple(d for pixels in fields for d in detect([pixels], model, um_per_px, LOWEST_SCORE))
         truth = tuple((p, pixels.shape[1], pixels.shape[0]) for p, pixels in zip(pictures, fields, strict=True))
         scores, _ = score_boxes(FoundSet(name, model.card.classes, truth, found))
-        figures |= {f"{name} {figure}": value for figure, value in scores.items()}
+        figures |= {f"{name} {figure}": scores[figure] for figure in ("AP", *BESIDE_AP)}
     return figures
 
 
-def costs(config: Path, folder: Path) -> dict[str, Any]:
+def costs(config: Path, record: Record) -> dict[str, Any]:
     """Parameters, GFLOPs, ms and peak memory of a system, measured once, in a process of its own."""
-    kept = folder / f"{config.stem}-cost.json"
-    if not kept.exists():
+    if not record.costs_of(config.stem):
         print(f"costs of {config.stem}", file=sys.stderr)
         command = [sys.executable, "-m", "benchmarks.paper_detectors", "--cost", str(config)]
-        answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        folder.mkdir(parents=True, exist_ok=True)
-        kept.write_text(answer)
-    costs: dict[str, Any] = json.loads(kept.read_text())
-    return costs
+        record.costs.add([json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)])
+    return record.costs_of(config.stem)
 
 
 def measure_costs(config: Path, rounds: int = 5) -> dict[str, Any]:
@@ -120,10 +125,10 @@ def configs(only: Sequence[str]) -> list[Path]:
     return chosen
 
 
-def compare(chosen: Sequence[Path], trials: Trials | None, folder: Path) -> Report:
+def compare(chosen: Sequence[Path], trials: Trials | None, record: Record) -> Report:
     """Costs of the chosen systems, and with `trials` their accuracy."""
     tables: dict[str, Sequence[Row]] = {
-        f"Costs of a field 800×600, {PROPOSALS} proposals, {BOXES} boxes": [costs(c, folder) for c in chosen]
+        f"Costs of a field 800×600, {PROPOSALS} proposals, {BOXES} boxes": [costs(c, record) for c in chosen]
     }
     if trials is not None:
         runs = {c: [trials.run(c, seed) for seed in trials.seeds] for c in chosen}
@@ -143,7 +148,8 @@ def main() -> None:
     """Measure what is asked for and not there yet, and print all of it."""
     command = parser(__doc__ or "")
     command.add_argument("--data", type=Path, help="folder of data sets; without it costs alone are measured")
-    command.add_argument("--runs", type=Path, default=Path("runs/papers"), help="where runs and costs are kept")
+    command.add_argument("--runs", type=Path, default=Path("runs/papers"), help="where runs are kept")
+    command.add_argument("--record", type=Path, default=RECORD, help="where figures and costs are kept")
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     command.add_argument("--steps", type=int, help="of each training; default: the config's")
     command.add_argument("--only", nargs="+", default=["lite0"], help="configs whose name holds one of these")
@@ -153,9 +159,9 @@ def main() -> None:
     if chosen.cost:
         print(json.dumps(measure_costs(chosen.cost)))
         return
-    device = registry.resolve_device(chosen.device)
-    trials = Trials(chosen.runs, chosen.data, chosen.seeds, chosen.steps, device) if chosen.data else None
-    show(compare(configs(chosen.only), trials, chosen.runs), as_json=chosen.json)
+    device, record = registry.resolve_device(chosen.device), Record(chosen.record)
+    trials = Trials(chosen.runs, chosen.data, chosen.seeds, chosen.steps, device, record) if chosen.data else None
+    show(compare(configs(chosen.only), trials, record), as_json=chosen.json)
 
 
 if __name__ == "__main__":

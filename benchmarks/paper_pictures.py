@@ -77,11 +77,11 @@ def losses_of(file: Path) -> list[float]:
     return [totals[step] for step in sorted(totals)]
 
 
-def watched(file: Path) -> dict[tuple[str, int], float]:
-    """What a run measured while it learnt: figures by name and step."""
+def watched(file: Path) -> list[dict[str, Any]]:
+    """What a run measured while it learnt: name, step and value of each figure."""
     with file.open(newline="") as lines:
         read = [line for line in csv.DictReader(lines) if line["what"] == "figure"]
-    return {(line["curve"], int(line["step"])): float(line["value"]) for line in read}
+    return [{"figure": line["curve"], "step": int(line["step"]), "value": float(line["value"])} for line in read]
 
 
 def draw_hues(data: Path, path: Path) -> None:

@@ -1,8 +1,9 @@
 """The systems of the three papers in one document: what is not measured yet is trained and measured, the rest is kept.
 
 Every run is a folder below `--runs`; stopped at any time, the same command carries on. Seeds come one after another, so
-that whole comparisons are there first. What is there is written into `docs/papers.md`, between the marks that name a
-table, and beside it as pictures.
+that whole comparisons are there first. Figures go into the tables of `--record`, and what these hold is not measured
+again, with its run or without. They are written into `docs/papers.md`, between the marks that name a table, and
+pictures beside it, of the runs that are there.
 """
 
 import json
@@ -17,7 +18,8 @@ import torch
 
 from benchmarks.common import parser
 from benchmarks.model_costs import costs_of
-from benchmarks.paper_document import write_document
+from benchmarks.paper_document import FIGURES, figures_row, write_document
+from benchmarks.paper_record import RECORD, Record
 from benchmarks.paper_variants import CONFIGS, VARIANTS, Variant
 from wbc.models import builders, registry
 from wbc.training.checkpoint import CHECKPOINT
@@ -25,24 +27,24 @@ from wbc.training.classifier import train_as_planned
 from wbc.training.classifier_data import read_crops
 from wbc.training.measure import classifier_confusion
 
-FIGURES, COST = "figures.json", "cost.json"
 DOCUMENT = Path(__file__).parents[1] / "docs/papers.md"
 
 
 @dataclass(frozen=True, slots=True)
 class Trials:
-    """What is run: every variant by `seeds` on `data`, kept in `folder`."""
+    """What is run: every variant by `seeds` on `data`, kept in `folder`, its figures in `record`."""
 
     folder: Path
     data: Path
     seeds: Sequence[int]
     device: str
+    record: Record
 
     def missing(self, chosen: Sequence[Variant]) -> Iterator[tuple[Variant, int]]:
         """Runs without figures, a whole seed before the next one."""
+        there = {(row["variant"], row["seed"]) for row in self.record.classifiers.rows()}
         for place, seed in enumerate(self.seeds):
-            due = (v for v in chosen if place < v.seeds)
-            yield from ((v, seed) for v in due if not (self.place(v, seed) / FIGURES).exists())
+            yield from ((v, seed) for v in chosen if place < v.seeds and (v.name, seed) not in there)
 
     def place(self, variant: Variant, seed: int) -> Path:
         """The folder of a run."""
@@ -65,7 +67,9 @@ class Trials:
             "imagenet": plan.imagenet,
             "device": device_name(self.device),
         }
-        (out / FIGURES).write_text(json.dumps({"classes": plan.classes, "sets": sets, **conditions}))
+        kept = {"classes": plan.classes, "sets": sets, **conditions}
+        (out / FIGURES).write_text(json.dumps(kept))
+        self.record.classifiers.add([figures_row(variant, seed, kept)])
         (out / CHECKPOINT).unlink(missing_ok=True)
 
 
@@ -74,12 +78,12 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
 
 
-def costs(variant: Variant, folder: Path) -> None:
+def costs(variant: Variant, record: Record) -> None:
     """Keep what a cell costs this variant, measured once, in a process of its own."""
-    kept = folder / f"{variant.cost_name}-{COST}"
-    if not kept.exists():
+    if not record.costs_of(variant.cost_name):
         command = [sys.executable, "-m", "benchmarks.papers", "--cost", variant.name]
-        kept.write_text(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        record.costs.add([{"system": variant.cost_name, **told}])
 
 
 def measure_costs(variant: Variant, rounds: int = 9) -> dict[str, Any]:
@@ -101,7 +105,8 @@ def main() -> None:
     """Train and measure what is missing, then write the document."""
     command = parser(__doc__ or "")
     command.add_argument("--data", type=Path, help="folder of data sets; without it nothing is trained")
-    command.add_argument("--runs", type=Path, default=Path("runs/papers"), help="where runs and costs are kept")
+    command.add_argument("--runs", type=Path, default=Path("runs/papers"), help="where runs are kept")
+    command.add_argument("--record", type=Path, default=RECORD, help="where figures and costs are kept")
     command.add_argument("--detectors", type=Path, help="the --runs of benchmarks.paper_detectors; default: --runs")
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     command.add_argument("--only", nargs="+", default=[], help="variants of these names, or of these tables")
@@ -113,16 +118,16 @@ def main() -> None:
     if asked.cost:
         print(json.dumps(measure_costs(chosen_of([asked.cost])[0])))
         return
-    chosen = chosen_of(asked.only)
+    chosen, record = chosen_of(asked.only), Record(asked.record)
     if asked.data and not asked.as_is:
         asked.runs.mkdir(parents=True, exist_ok=True)
-        trials = Trials(asked.runs, asked.data, asked.seeds, registry.resolve_device(asked.device))
+        trials = Trials(asked.runs, asked.data, asked.seeds, registry.resolve_device(asked.device), record)
         for variant, seed in trials.missing(chosen):
             print(f"{variant.name}, seed {seed}", file=sys.stderr, flush=True)
             trials.run(variant, seed)
         for variant in chosen:
-            costs(variant, asked.runs)
-    write_document(asked.document, asked.runs, asked.detectors or asked.runs, asked.data)
+            costs(variant, record)
+    write_document(asked.document, record, asked.runs, asked.detectors or asked.runs, asked.data)
 
 
 if __name__ == "__main__":

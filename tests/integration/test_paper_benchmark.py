@@ -1,6 +1,5 @@
 """The comparison of the papers' detectors: what is measured once is not measured again."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 
 from benchmarks import paper_detectors
 from benchmarks.paper_detectors import BESIDE_AP, Trials, accuracy_row, configs, measure_costs
+from benchmarks.paper_record import Record
 from wbc.models import registry
 
 TINY = """
@@ -56,6 +56,7 @@ def test_a_training_that_has_ended_is_not_run_again(tmp_path: Path, monkeypatch:
         trained.append((out.name, plan.loop.seed, plan.loop.steps))
         out.mkdir(parents=True)
         (out / registry.CARD).touch()
+        (out / "curves.csv").write_text("what,curve,step,value\nloss,a,2,1\nfigure,slide-04 AP,2,0.25\n")
         if plan.loop.seed == 1 and len(trained) == 2:
             raise KeyboardInterrupt
 
@@ -63,7 +64,7 @@ def test_a_training_that_has_ended_is_not_run_again(tmp_path: Path, monkeypatch:
     figures = {f"slide-05 {name}": 0.5 for name in ("AP", *BESIDE_AP)}
     monkeypatch.setattr(paper_detectors, "figures_of", lambda *_: figures)
     path = config(tmp_path, "faster_rcnn", f"[model]\n{SMALL}")
-    trials = Trials(tmp_path / "runs", tmp_path, (0, 1), 3, "cpu")
+    trials = Trials(tmp_path / "runs", tmp_path, (0, 1), 3, "cpu", Record(tmp_path / "measured"))
     trials.run(path, 0)
     with pytest.raises(KeyboardInterrupt):
         trials.run(path, 1)
@@ -71,7 +72,11 @@ def test_a_training_that_has_ended_is_not_run_again(tmp_path: Path, monkeypatch:
     assert trained == [(f"wang2021_lite0_fpn-3-steps-seed-{seed}", seed, 3) for seed in (0, 1)]
     row = accuracy_row(path, runs, "slide-05")
     assert (row["AP"], row["AP by seed"], row["paper's AP"]) == (0.5, "0.500, 0.500", 0.678)
-    assert json.loads((tmp_path / "runs" / trained[0][0] / "figures.json").read_text()) == figures
+    assert [line["seed"] for line in trials.record.detectors.rows()] == [0, 1]
+    assert [(line["seed"], line["step"], line["value"]) for line in trials.record.watched.rows()] == [
+        (0, 2, 0.25),
+        (1, 2, 0.25),
+    ]
 
 
 def test_a_name_that_no_config_has_is_told() -> None:
