@@ -46,7 +46,7 @@ class Variant:
     @property
     def cost_name(self) -> str:
         """What its costs are kept as: a longer training makes no other network."""
-        return self.name.removeprefix("long_")
+        return self.name.removeprefix("long_").removeprefix("longest_")
 
     def plan(self, seed: int) -> ClassifierConfig:
         """The training of this row by a seed."""
@@ -78,10 +78,10 @@ def _scratch(name: str, label: str, builder: str, model: Mapping[str, Any], **mo
     return Variant(name, label, "scratch", "asae2020_small", builder, model, scratch=True, **more)
 
 
-def _longer(variant: Variant) -> Variant:
-    """A row of the ablations, trained for twice as long."""
-    against = f"long_{variant.against}" if variant.against else ""
-    return replace(variant, name=f"long_{variant.name}", table="long", steps=2 * ABLATION_STEPS, against=against)
+def _longer(variant: Variant, times: int = 2, prefix: str = "long_", **more: Any) -> Variant:
+    """A row of the ablations, trained for so many times as long."""
+    more = {"against": f"{prefix}{variant.against}" if variant.against else "", **more}
+    return replace(variant, name=f"{prefix}{variant.name}", table="long", steps=times * ABLATION_STEPS, **more)
 
 
 def _varra(model: int, paper: float) -> Variant:
@@ -126,6 +126,12 @@ ABLATIONS = [
     _asae("loss_gmmce", "+ GMMCE alone", loss="gmmce", against="hue_sampler"),
     _asae("sampler_gmmce", "+ sampler + GMMCE, without hue", loss="gmmce", hue=False, against="sampler"),
 ]
+# What does best for neighbouring stages, and what it is put upon, by what an hour of a core can do.
+LONGEST = [
+    _longer(v, 4, "longest_", label=f"{v.label}, 800 steps", against="longest_plain" if v.against else "", seeds=1)
+    for v in ABLATIONS
+    if v.name in ("plain", "sampler_gmmce")
+]
 VARIANTS = [
     _varra(2, paper=78.0),
     Variant("varra_transfer", "lite0 from ImageNet", "varra", "varra2019_transfer", against="varra_model_2"),
@@ -139,6 +145,7 @@ VARIANTS = [
     ),
     *ABLATIONS,
     *map(_longer, ABLATIONS),
+    *LONGEST,
     _scratch("r50", "ResNet-50", "plain", R50, paper=72.61),
     _scratch("r50_asae", "ResNet-50 + ASAE", "asae", R50 | SCALED, against="r50"),
     _scratch("r50_all", "ResNet-50 + hue + sampler + ASAE + GMMCE", "asae", R50 | SCALED, **ALL, against="r50"),
