@@ -12,6 +12,7 @@ from PIL import Image
 
 from wbc.cells.crop import cut_square
 from wbc.datasets.labels import LabelledPicture, Picture, find_pictures, opened
+from wbc.datasets.lone_cell import centred
 from wbc.datasets.reading import picture_at
 
 PATCH_UM = 26.0
@@ -44,13 +45,14 @@ class Crops:
 
 @dataclass(frozen=True, slots=True)
 class TableForm:
-    """How a table of crops is read: its scale, which column names the kind, kinds and files to leave out, and the side
-    of what is cut from the middle of each picture."""
+    """How a table of crops is read: its scale, which column names the kind, kinds and files to leave out, the side of
+    what is cut from the middle of each picture, and whether its cell is found and brought there first."""
 
     um_per_px: float
     kind_column: str = "kind"
     leave_out: tuple[str, ...] = ()
     patch_um: float = PATCH_UM
+    find_cell: bool = False
 
     def leaves_out(self, table: pd.DataFrame) -> pd.Series:
         """Which rows of a table are left out, bool."""
@@ -59,7 +61,8 @@ class TableForm:
 
 
 def read_crop_table(path: Path, split: str, form: TableForm) -> Crops:
-    """Rows of one `split` of a Parquet table with columns split, jpeg (cell in the middle) and one of kinds.
+    """Rows of one `split` of a Parquet table with columns split, jpeg (a cell in the middle, or one to be found) and
+    one of kinds.
 
     Raises ValueError where it has no such column, or no row is left.
     """
@@ -72,9 +75,11 @@ def read_crop_table(path: Path, split: str, form: TableForm) -> Crops:
     patches = []
     for packed in rows["jpeg"]:
         with Image.open(io.BytesIO(packed)) as file:
-            picture = file.convert("RGB")
-        w, h = picture.size
-        patches.append(cut_square(np.asarray(picture), w / 2, h / 2, form.patch_um / form.um_per_px, PATCH_PX))
+            pixels = np.asarray(file.convert("RGB"))
+        if form.find_cell:
+            pixels = centred(pixels, form.um_per_px, form.patch_um)
+        h, w = pixels.shape[:2]
+        patches.append(cut_square(pixels, w / 2, h / 2, form.patch_um / form.um_per_px, PATCH_PX))
     names = rows["file"] if "file" in rows else rows.index.astype(str)
     labels, sources = tuple(rows[form.kind_column]), tuple(f"{path}: {name}" for name in names)
     return Crops(np.stack(patches), labels, sources, form.patch_um)

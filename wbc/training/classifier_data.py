@@ -41,7 +41,8 @@ class CropTable:
 
     `names` maps kinds to the cell types that they are, where the table calls them otherwise; they are in its column
     `kind_column`. `weight` is how often they are drawn, beside the others; `set` what figures measured on them are
-    called. `patch_um` is the side of what is read of each picture, about its middle.
+    called. `patch_um` is the side of what is read of each picture, about its middle, or, with `find_cell`, about the
+    one white cell that it shows anywhere.
     """
 
     table: str
@@ -50,6 +51,7 @@ class CropTable:
     format: Literal["crops"] = "crops"
     kind_column: str = "kind"
     patch_um: float = PATCH_UM
+    find_cell: bool = False
     leave_out: tuple[str, ...] = ()
     names: dict[str, str] = field(default_factory=dict)
     weight: float = 1.0
@@ -134,7 +136,7 @@ def _places(spec: CropData) -> tuple[str, ...]:
 def _read_format(spec: CropData, data: Path) -> Crops:
     match spec:
         case CropTable():
-            form = TableForm(spec.um_per_px, spec.kind_column, spec.leave_out, spec.patch_um)
+            form = TableForm(spec.um_per_px, spec.kind_column, spec.leave_out, spec.patch_um, spec.find_cell)
             parts = [read_crop_table(data / spec.table, split, form) for split in spec.splits]
             crops = _joined(parts)
             return replace(crops, labels=tuple(spec.names.get(label, label) for label in crops.labels))
