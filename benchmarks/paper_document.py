@@ -160,7 +160,7 @@ def verdict(variant: Variant, measured: Mapping[str, Sequence[Measured]]) -> str
     own, theirs = (np.array([m.test for m in runs]) for runs in (measured[variant.name], others))
     base = next(v for v in VARIANTS if v.name == variant.against)
     gain = own.mean() - theirs.mean()
-    told = f"{gain:+.1f} to {base.label}"
+    told = f"{round(gain, 1) + 0:+.1f} to {base.label}"  # never -0.0
     if variant.paper is not None and base.paper is not None:
         expected = variant.paper - base.paper
         told += f" (paper {expected:+.1f}: {'agrees' if gain * expected > 0 else 'does not agree'})"

@@ -22,17 +22,19 @@ class Table:
 
     def rows(self) -> list[dict[str, Any]]:
         """All lines, each without what it has no value of."""
-        if not self.path.exists():
-            return []
-        lines = pd.read_csv(self.path).astype(object)
-        return [{key: value for key, value in line.items() if pd.notna(value)} for line in lines.to_dict("records")]
+        lines = self._read().to_dict("records")
+        return [{key: value for key, value in line.items() if pd.notna(value)} for line in lines]
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
         """Keep lines, each in the place of the one that has its keys."""
         if rows:
-            lines = pd.DataFrame([*self.rows(), *rows]).drop_duplicates([*self.keys], keep="last")
+            lines = pd.concat([self._read(), pd.DataFrame(rows, dtype=object)])
+            lines = lines.drop_duplicates([*self.keys], keep="last").sort_values([*self.keys], kind="stable")
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            lines.sort_values([*self.keys], kind="stable").to_csv(self.path, index=False)
+            lines.to_csv(self.path, index=False)
+
+    def _read(self) -> pd.DataFrame:
+        return pd.read_csv(self.path).astype(object) if self.path.exists() else pd.DataFrame()
 
 
 @dataclass(frozen=True, slots=True)
