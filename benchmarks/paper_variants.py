@@ -7,6 +7,7 @@ from typing import Any
 
 from wbc.configs import read_toml
 from wbc.training.classifier import ClassifierConfig
+from wbc.training.classifier_data import CropSettings
 
 CONFIGS = Path(__file__).parents[1] / "configs/papers"
 HUE = (125.0, 155.0)  # section 4.3 of ASAE-Net 2020
@@ -24,7 +25,8 @@ LITE0 = {"backbone": "tf_efficientnet_lite0"}
 class Variant:
     """A row: its name, the config that it starts from, what it changes there, and the row it is compared with.
 
-    `paper` is the paper's accuracy in percent. `steps` is how far it is trained, where not as far as its config says.
+    `paper` is the paper's accuracy in percent. `steps` is how far it is trained, where not as far as its config says;
+    `input_px` the side of its crops, which show as much of the cell as the config's.
     The names of its runs are `name-seed-S`, of `seeds` at most.
     """
 
@@ -39,6 +41,7 @@ class Variant:
     hue: bool = False
     scratch: bool = False
     steps: int = 0
+    input_px: int = 0
     paper: float | None = None
     against: str = ""
     seeds: int = 3
@@ -60,8 +63,13 @@ class Variant:
             loop=replace(plan.loop, seed=seed, steps=self.steps or plan.loop.steps),
             loss=replace(plan.loss, name=self.loss) if self.loss != "ce" else plan.loss,
             sampler="balanced" if self.balanced else plan.sampler,
-            crop=replace(plan.crop, hue=HUE) if self.hue else plan.crop,
+            crop=replace(self._crop(plan.crop), hue=HUE) if self.hue else self._crop(plan.crop),
         )
+
+    def _crop(self, crop: CropSettings) -> CropSettings:
+        if not self.input_px:
+            return crop
+        return replace(crop, input_px=self.input_px, um_per_px=crop.um_per_px * crop.input_px / self.input_px)
 
 
 def _from_scratch(plan: ClassifierConfig) -> ClassifierConfig:
@@ -126,11 +134,13 @@ ABLATIONS = [
     _asae("loss_gmmce", "+ GMMCE alone", loss="gmmce", against="hue_sampler"),
     _asae("sampler_gmmce", "+ sampler + GMMCE, without hue", loss="gmmce", hue=False, against="sampler"),
 ]
-# What does best for neighbouring stages, and what it is put upon, by what an hour of a core can do.
+# What does best for neighbouring stages, and what it is put upon, by what an hour of a core can do; and at the bundled
+# classifier's size of a crop.
+BEST = [v for v in ABLATIONS if v.name in ("plain", "sampler_gmmce")]
 LONGEST = [
-    _longer(v, 4, "longest_", label=f"{v.label}, 800 steps", against="longest_plain" if v.against else "", seeds=1)
-    for v in ABLATIONS
-    if v.name in ("plain", "sampler_gmmce")
+    _longer(v, 4, prefix, label=f"{v.label}, 800 steps", against=f"{prefix}plain" if v.against else "", seeds=1, **more)
+    for prefix, more in {"longest_": {}, "large_": {"input_px": 128}}.items()
+    for v in BEST
 ]
 VARIANTS = [
     _varra(2, paper=78.0),
