@@ -15,7 +15,7 @@ from flows.cluster import ClusterSettings, open_cluster, settings_of
 from flows.listening import Listener, current_listener, listening
 from flows.parameters import from_parameters
 from flows.schedule import MOST_SLIDES, count_all
-from flows.slide_table import markdown_text, slide_line
+from flows.slide_table import markdown_text, most_telling, slide_line
 from flows.stages import TASKS_A_SLIDE, Run
 from wbc import __version__
 from wbc.counting.addresses import settle_addresses
@@ -119,9 +119,12 @@ def _publish(report: CountReport, request: Request) -> None:
     n_cells = sum(o.n_cells for o in report.outcomes)
     total = f"{len(report.outcomes)} slides, {n_cells} cells; {len(failed)} slides failed, {n_bad_fields} fields failed"
     job = request.job
-    lines = [slide_line(o, s, job.out, job.taxonomy) for o, s in zip(report.outcomes, request.slides, strict=True)]
+    shown = most_telling(report.outcomes)
+    lines = [slide_line(o, request.slides[i], job.out, job.taxonomy) for i, o in shown]
     warnings, notes = report.remarks.warnings(), report.remarks.notes()
     told = [f"{total}. Tables in {markdown_text(str(job.out))}.", *map(markdown_text, [*warnings, *notes])]
+    if len(lines) < len(report.outcomes):
+        told.append(f"{len(lines)} slides are shown, those first of which something failed; all are in the tables.")
     create_table_artifact(lines, key="count-slides", description="\n\n".join(told))
     (get_run_logger().warning if report.failed else get_run_logger().info)(total)
     for line in warnings:

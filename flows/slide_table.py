@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from urllib.parse import urlencode
 
@@ -18,6 +19,19 @@ from wbc.types import Slide
 REVIEW_URL = "WBC_REVIEW_URL"
 PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 LEADING_SPACES = re.compile("^ +")
+# Of 10,000 slides the artifact is 2.5 MB: Prefect's server refuses an event of over 1.5 MB, and its page is slow.
+MOST_LINES = 2000
+
+
+def most_telling(outcomes: Sequence[SlideOutcome]) -> list[tuple[int, SlideOutcome]]:
+    """The outcomes that the artifact shows, with their places, in their order: all, or as many as it has lines for.
+
+    Then those come first of which something failed.
+    """
+    entries = list(enumerate(outcomes))
+    if len(entries) > MOST_LINES:
+        entries.sort(key=lambda entry: not (entry[1].reason or entry[1].failed_fields))
+    return entries[:MOST_LINES]
 
 
 def slide_line(outcome: SlideOutcome, slide: Slide, out: UPath, taxonomy: Taxonomy) -> dict[str, str | int]:

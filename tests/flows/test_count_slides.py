@@ -24,7 +24,7 @@ from upath import UPath
 
 from benchmarks.counted import read_tables
 from flows import count_slides as flow_module
-from flows import stages
+from flows import slide_table, stages
 from flows.count_slides import CountReport, NothingCounted, listening
 from flows.slide_table import markdown_text
 from wbc.counting import worker
@@ -137,6 +137,12 @@ def test_second_run_opens_no_field_and_starts_no_cluster(
     assert [o.failed_fields for o in second.outcomes] == [o.failed_fields for o in first.outcomes]
     assert [o.status for o in notes.done] == ["failed", "unchanged", "unchanged"]
     assert [row["status"] for row in newest_artifact()] == ["failed", "unchanged", "unchanged"]
+    assert "are shown" not in newest_page().description
+
+    monkeypatch.setattr(slide_table, "MOST_LINES", 2)
+    run_flow(slides, out)
+    assert [row["slide"] for row in newest_artifact()] == ["empty", "mixed"]  # something of both failed
+    assert "2 slides are shown" in newest_page().description
 
 
 def test_what_is_not_counted_or_not_there_is_on_the_runs_page(
