@@ -36,8 +36,9 @@ check: setup
 test-fast: setup
 	$(BIN)/pytest -n auto tests/unit
 
+# Two files at a time, those of flows first: they take longest, and much of it is waiting.
 test: check
-	$(BIN)/pytest --cov=wbc --cov=flows --cov-report=term:skip-covered --cov-fail-under=95
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --cov=wbc --cov=flows --cov-report=term:skip-covered --cov-fail-under=95
 
 # The extra `fast`, which the other tests do without: in a folder of its own, as `--engine auto` takes it where it is
 # installed, and what torch counts is what they hold.
