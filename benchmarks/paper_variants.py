@@ -63,13 +63,13 @@ class Variant:
             loop=replace(plan.loop, seed=seed, steps=self.steps or plan.loop.steps),
             loss=replace(plan.loss, name=self.loss) if self.loss != "ce" else plan.loss,
             sampler="balanced" if self.balanced else plan.sampler,
-            crop=replace(self._crop(plan.crop), hue=HUE) if self.hue else self._crop(plan.crop),
+            crop=self._crop(plan.crop),
         )
 
     def _crop(self, crop: CropSettings) -> CropSettings:
-        if not self.input_px:
-            return crop
-        return replace(crop, input_px=self.input_px, um_per_px=crop.um_per_px * crop.input_px / self.input_px)
+        if self.input_px:
+            crop = replace(crop, input_px=self.input_px, um_per_px=crop.um_per_px * crop.input_px / self.input_px)
+        return replace(crop, hue=HUE) if self.hue else crop
 
 
 def _from_scratch(plan: ClassifierConfig) -> ClassifierConfig:
