@@ -30,7 +30,7 @@ def most_telling(outcomes: Sequence[SlideOutcome]) -> list[tuple[int, SlideOutco
     """
     entries = list(enumerate(outcomes))
     if len(entries) > MOST_LINES:
-        entries.sort(key=lambda entry: not (entry[1].reason or entry[1].failed_fields))
+        entries.sort(key=lambda entry: not entry[1].has_failures)
     return entries[:MOST_LINES]
 
 

@@ -216,6 +216,11 @@ class SlideOutcome:
     reason: str = ""
     cells: Sought = "all"
 
+    @property
+    def has_failures(self) -> bool:
+        """Whether it failed, or something of it."""
+        return bool(self.reason or self.failed_fields)
+
 
 def outcome_of(row: SlideRow, status: Literal["counted", "unchanged"], seconds: float) -> SlideOutcome:
     """What a slide's committed row says became of it: it failed where the row has a reason, else `status`."""

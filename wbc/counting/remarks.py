@@ -58,7 +58,7 @@ class CountReport:
     @property
     def failed(self) -> tuple[SlideOutcome, ...]:
         """Those that failed, or of which something did."""
-        return tuple(o for o in self.outcomes if o.reason or o.failed_fields)
+        return tuple(o for o in self.outcomes if o.has_failures)
 
 
 def remarks_on(survey: Survey, out: UPath, renamed: tuple[str, ...] = ()) -> Remarks:
