@@ -85,17 +85,15 @@ def survey(root: UPath) -> Survey:
         raise NotADirectoryError(errno.ENOTDIR, "slides are read from a folder, this is a file", str(root))
     _check_holds_no_results(root)
     passed_over: list[PassedOver] = []
-    found = {parts: (folder, names) for parts, folder, names in _walk(root, passed_over.append)}
+    found = dict(_walk(root, passed_over.append))
     passed_over = [replace(passed, path=encodable(passed.path)) for passed in passed_over]
     passed_over.sort(key=lambda passed: passed.path)
-    if not any(names for _, names in found.values()):
+    if not any(found.values()):
         raise ValueError(f"no picture to count in {str(root)!r} or below{_instead(passed_over)}")
     ids = {parts: safe_name("/".join(parts)) for parts in found if parts}
     name = safe_name(root.resolve().name or ".")
     ids[()] = safe_name(".") if name in ids.values() else name
-    slides = [
-        Slide(ids[parts], FieldPaths(folder, names), source=address(folder)) for parts, (folder, names) in found.items()
-    ]
+    slides = [Slide(ids[parts], paths, source=address(paths.folder)) for parts, paths in found.items()]
     return Survey(tuple(sorted(slides, key=lambda slide: slide.slide_id)), tuple(passed_over))
 
 
@@ -135,8 +133,8 @@ def _instead(passed_over: list[PassedOver]) -> str:
     return f"; passed over: {named}" + (f" and {more} more" if more > 0 else "")
 
 
-def _walk(root: UPath, pass_over: Callable[[PassedOver], None]) -> Iterator[tuple[Parts, UPath, tuple[str, ...]]]:
-    """Path parts below `root`, folder and names of the fields of every slide."""
+def _walk(root: UPath, pass_over: Callable[[PassedOver], None]) -> Iterator[tuple[Parts, FieldPaths]]:
+    """Path parts below `root` of every slide, and its fields."""
     seen: set[str] = set()
     folders: deque[tuple[UPath, Parts]] = deque([(root, ())])
     links: deque[tuple[UPath, Parts]] = deque()
@@ -155,14 +153,14 @@ def _walk(root: UPath, pass_over: Callable[[PassedOver], None]) -> Iterator[tupl
             if not parts:
                 raise
             pass_over(PassedOver(path, "unreadable_folder", words(error)))
-            yield parts, folder, ()
+            yield parts, FieldPaths(folder, ())
             continue
         for name, kind in inside.passed_over:
             pass_over(PassedOver(path + name, kind))
         for results in inside.named_results(path):
             pass_over(PassedOver(results, "results"))
         if inside.is_slide:
-            yield parts, folder, inside.fields
+            yield parts, FieldPaths(folder, inside.fields)
         for entry in inside.below:
             (links if entry.is_link else folders).append((folder / entry.name, (*parts, entry.name)))
 
