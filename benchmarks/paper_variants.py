@@ -49,7 +49,7 @@ class Variant:
     @property
     def cost_name(self) -> str:
         """What its costs are kept as: a longer training makes no other network."""
-        return self.name.removeprefix("long_").removeprefix("longest_")
+        return self.name.removeprefix("long_").removeprefix("longest_").replace("largest_", "large_")
 
     def plan(self, seed: int) -> ClassifierConfig:
         """The training of this row by a seed."""
@@ -142,6 +142,19 @@ LONGEST = [
     for prefix, more in {"longest_": {}, "large_": {"input_px": 128}}.items()
     for v in BEST
 ]
+LARGEST = [
+    _longer(
+        v,
+        10,
+        "largest_",
+        label=f"{v.label}, 2,000 steps",
+        against="largest_plain" if v.against else "",
+        seeds=1,
+        input_px=128,
+    )
+    for v in ABLATIONS
+    if v.name in ("plain", "loss_gmmce")
+]
 VARIANTS = [
     _varra(2, paper=78.0),
     Variant("varra_transfer", "lite0 from ImageNet", "varra", "varra2019_transfer", against="varra_model_2"),
@@ -164,6 +177,7 @@ VARIANTS = [
     *ABLATIONS,
     *map(_longer, ABLATIONS),
     *LONGEST,
+    *LARGEST,
     _scratch("r50", "ResNet-50", "plain", R50, paper=72.61),
     _scratch("r50_asae", "ResNet-50 + ASAE", "asae", R50 | SCALED, against="r50"),
     _scratch("r50_all", "ResNet-50 + hue + sampler + ASAE + GMMCE", "asae", R50 | SCALED, **ALL, against="r50"),
