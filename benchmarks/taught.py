@@ -5,7 +5,7 @@ are named; all others are the test. The strength of the fit is chosen on the nam
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from benchmarks.common import Claim, Report, Row, cpu_of, parser, show
-from wbc.cells.classify import cut_crops, features
-from wbc.datasets.cell_names import covers
+from wbc.cells.classify import cut_crops
 from wbc.models import registry
 from wbc.models.cards import ModelCard
-from wbc.models.last_layer import last_layer
+from wbc.models.last_layer import with_lower_stages
 from wbc.models.registry import LoadedModel
 from wbc.storage.images import read_field
 from wbc.taxonomy import label_matrix, load_taxonomy
 from wbc.training.choice import choose
 from wbc.training.last_layer import LastLayer, NamedCells, cross_validate, fit
+from wbc.training.taught_layer import named_cells, own_layer
 
 COMMON = ("neutrophil", "eosinophil", "basophil", "lymphocyte", "monocyte")
 PER_KIND = (5, 10, 20)
@@ -98,7 +98,12 @@ class Bench:
 
 def take(cells: NamedCells, which: NDArray[np.int64]) -> NamedCells:
     """The cells at some indices."""
-    return NamedCells(cells.features[which], cells.covers[which], tuple(cells.names[i] for i in which))
+    return replace(
+        cells,
+        features=cells.features[which],
+        covers=cells.covers[which],
+        names=tuple(cells.names[i] for i in which),
+    )
 
 
 def drawn(kinds: Sequence[str], per_kind: int, seed: int) -> NDArray[np.int64]:
@@ -117,12 +122,10 @@ def alike(lab: Bench, n: int, seed: int) -> NDArray[np.int64]:
 
 
 def bench(laboratory: Laboratory, model: LoadedModel) -> Bench:
-    """The laboratory's cells as the classifier's last layer gets them."""
-    taxonomy, layer = load_taxonomy("blood"), last_layer(model)
-    known = covers(laboratory.kinds, taxonomy, model.card.classes)
-    cells = NamedCells(features(laboratory.crops, model), known, laboratory.kinds)
-    prior = LastLayer(layer.weight.double().cpu().numpy(), layer.bias.double().cpu().numpy())
-    return Bench(cells, prior, label_matrix(taxonomy, model.card.classes, COMMON))
+    """The laboratory's cells as the last layer gets them that is taught."""
+    taxonomy, staged = load_taxonomy("blood"), with_lower_stages(model)
+    cells = named_cells(laboratory.crops, laboratory.kinds, staged, taxonomy)
+    return Bench(cells, own_layer(staged), label_matrix(taxonomy, model.card.classes, COMMON))
 
 
 def rows_of(name: str, lab: Bench, model: LoadedModel, seeds: int) -> list[Row]:
@@ -130,10 +133,11 @@ def rows_of(name: str, lab: Bench, model: LoadedModel, seeds: int) -> list[Row]:
     rows: list[Row] = []
     logits = lab.prior.logits(lab.cells.features).mean(1)
     odds = np.exp(logits - logits.max(1, keepdims=True))
+    own = lab.cells.features[..., : lab.cells.widths[0]].mean(1)  # what cells are chosen by
     scores, counted_as = (odds / odds.sum(1, keepdims=True)).max(1), [model.card.classes[i] for i in logits.argmax(1)]
     for per_kind in PER_KIND:
         figures = np.array([lab.taught(drawn(lab.cells.names, per_kind, seed)) for seed in range(seeds)])
-        chosen = choose(lab.cells.features.mean(1), counted_as, scores, per_kind)
+        chosen = choose(own, counted_as, scores, per_kind)
         rows.append(
             {
                 "laboratory": name,

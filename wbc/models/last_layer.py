@@ -1,6 +1,7 @@
 """The last layer of a classifier: it turns features into the logits of classes, and can be exchanged by itself."""
 
 from copy import deepcopy
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from wbc.models.crop_classifier import LOWER_STRIDES, StagedClassifier, lower_levels
 from wbc.models.registry import LoadedModel, ModelError
 
 
@@ -16,7 +18,7 @@ class TeachableClassifier(Protocol):
     """A module that keeps features and last layer apart, as timm's image classifiers do."""
 
     def forward_features(self, crops: Tensor) -> Tensor:
-        """Crops (N,3,S,S) -> maps of features."""
+        """Crops (N,3,S,S) -> maps of features, or whatever `forward_head` takes."""
 
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
         """Maps of features -> logits (N,C), or with `pre_logits` what the last layer gets, (N,F)."""
@@ -53,6 +55,32 @@ def with_last_layer(model: LoadedModel, weight: NDArray[np.floating], bias: NDAr
         layer.weight.copy_(torch.from_numpy(weight))
         layer.bias.copy_(torch.from_numpy(bias))
     return module
+
+
+def feature_groups(model: LoadedModel) -> tuple[int, ...]:
+    """The widths of the groups of what the last layer gets, in their order: one, where the module tells of none."""
+    groups: tuple[int, ...] = getattr(model.module, "groups", (last_layer(model).in_features,))
+    return groups
+
+
+def with_lower_stages(model: LoadedModel) -> LoadedModel:
+    """The same classifier with a last layer that is also told what the network sees lower down (`StagedClassifier`).
+
+    The new features weigh nothing yet, so that its answers are the same but for rounding. What is no crop classifier,
+    has them already, or tells no such maps is given back as it is.
+    """
+    card = model.card
+    if card.builder != "crop_classifier" or isinstance(model.module, StagedClassifier):
+        return model
+    if len(lower_levels(model.module)) != len(LOWER_STRIDES):
+        return model
+    old, staged = last_layer(model), StagedClassifier(deepcopy(model.module), len(card.classes))
+    with torch.no_grad():
+        staged.classifier.weight.zero_()[:, : old.in_features] = old.weight
+        staged.classifier.bias.copy_(old.bias)
+    arguments = {**card.arguments, "lower_stages": True}
+    module = staged.to(model.device).eval().requires_grad_(False)
+    return replace(model, module=module, card=replace(card, arguments=arguments))
 
 
 def _teachable(model: LoadedModel) -> TeachableClassifier:

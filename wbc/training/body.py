@@ -9,19 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from wbc.cells.classify import features
 from wbc.configs import read_toml
 from wbc.datasets.cell_names import covers
 from wbc.datasets.crops import Crops
 from wbc.models.cards import ModelRef
-from wbc.models.last_layer import last_layer, with_last_layer
+from wbc.models.last_layer import with_lower_stages
 from wbc.models.registry import LoadedModel
 from wbc.taxonomy import Taxonomy, load_taxonomy
 from wbc.training.checkpoint import CHECKPOINT
 from wbc.training.classifier import ClassifierConfig, learn, untaught
 from wbc.training.classifier_data import read_crops
-from wbc.training.last_layer import LastLayer, NamedCells, cross_validate, fit, folds, is_right
+from wbc.training.last_layer import cross_validate, folds, is_right
 from wbc.training.measure import count_windows, crop_probabilities
+from wbc.training.taught_layer import fitted, named_cells, own_layer
 
 FEWEST_CELLS = 200
 # About six CPU-minutes at 128 px with stem and three stages frozen: minutes on two idle cores.
@@ -137,15 +137,10 @@ def _learnt(
 
 def as_taught(model: LoadedModel, cells: Crops, taxonomy: Taxonomy) -> LoadedModel:
     """The model with a last layer fitted to cells, where cells held out from the fit gain by it."""
-    old = last_layer(model)
-    prior = LastLayer(old.weight.double().cpu().numpy(), old.bias.double().cpu().numpy())
-    seen = features(count_windows(cells, model.card), model)
-    named = NamedCells(seen, covers(cells.labels, taxonomy, model.card.classes), cells.labels)
-    gain = cross_validate(named, prior)
-    if not gain.pays:
-        return model
-    new = fit(named, prior, gain.strength)
-    return replace(model, module=with_last_layer(model, new.weight, new.bias))
+    staged = with_lower_stages(model)
+    named = named_cells(count_windows(cells, model.card), cells.labels, staged, taxonomy)
+    gain = cross_validate(named, own_layer(staged))
+    return fitted(staged, named, gain.strength) if gain.pays else model
 
 
 def named_right(cells: Crops, model: LoadedModel, taxonomy: Taxonomy) -> NDArray[np.bool_]:

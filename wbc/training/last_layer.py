@@ -39,11 +39,14 @@ class NamedCells:
     """Cells with names: `features` float (N,V,F) of V views of each, `covers` (N,C) the classes that its name covers.
 
     `names` are N, coarse or not; a coarse name covers several classes. A cell's probabilities are means over its views.
+    `groups` are widths that sum up to F, of features that weigh as much together as those of any other group; all are
+    one group where none are told.
     """
 
     features: NDArray[np.floating]
     covers: NDArray[np.bool_]
     names: tuple[str, ...]
+    groups: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.names)
@@ -51,6 +54,14 @@ class NamedCells:
             raise ValueError(f"{n} names, features {self.features.shape}, covers {self.covers.shape}")
         if not self.covers.any(1).all():
             raise ValueError("a name covers no class")
+        if self.groups and sum(self.groups) != self.features.shape[2]:
+            raise ValueError(f"groups of {self.groups} features, {self.features.shape[2]} in all")
+
+    @property
+    def widths(self) -> NDArray[np.int64]:
+        """The width of each feature's group (F,)."""
+        groups = self.groups or (self.features.shape[2],)
+        return np.repeat(groups, groups)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,8 +89,9 @@ def fit(cells: NamedCells, prior: LastLayer, strength: float) -> LastLayer:
     """The last layer that makes the names likely and stays near `prior`.
 
     It is the minimum of the mean of -log p(name) over cells and views, plus strength / 2 |D|², with D the difference of
-    weight and bias from the prior's in features that are standardised on these cells, and then a mean square of 1 long:
-    what hardly varies at a laboratory weighs as much as what does. Without cells it is the prior.
+    weight and bias from the prior's in features that are standardised on these cells, so that each group of them weighs
+    alike, and then a mean square of 1 long: what hardly varies at a laboratory weighs as much as what does. Without
+    cells it is the prior.
     """
     if not cells.names:
         return prior
@@ -161,7 +173,7 @@ class _Problem:
     def of(cells: NamedCells, prior: LastLayer) -> "_Problem":
         n, views, width = cells.features.shape
         rows = cells.features.reshape(n * views, width).astype(np.float64)
-        mean, scale = rows.mean(0), spread(rows) * np.sqrt(width)
+        mean, scale = rows.mean(0), spread(rows) * np.sqrt(cells.widths * max(1, len(cells.groups)))
         rows = np.concatenate([(rows - mean) / scale, np.ones((len(rows), 1))], 1)
         directions = np.linalg.svd(rows, full_matrices=False)[2][:DIRECTIONS]
         reduced = (rows @ directions.T).reshape(n, views, -1)

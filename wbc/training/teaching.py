@@ -11,18 +11,17 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from torch import nn
 from upath import UPath
 
 from wbc.cells.appearance import KnownLooks, appearance
 from wbc.cells.classify import features
-from wbc.datasets.cell_names import check_names, covers, match, read_cell_names
+from wbc.datasets.cell_names import check_names, match, read_cell_names
 from wbc.datasets.contact_sheet import draw_sheet
 from wbc.datasets.counted_cells import SIDES, Cut, cut_cells, read_cells, slide_rows, white_cells
 from wbc.datasets.crops import PATCH_PX, PATCH_UM, Crops
 from wbc.models import registry
 from wbc.models.cards import ModelCard, Teaching
-from wbc.models.last_layer import last_layer, with_last_layer
+from wbc.models.last_layer import with_lower_stages
 from wbc.models.registry import LoadedModel, ModelError, ModelRef
 from wbc.revision import code_revision
 from wbc.storage.atomic import staged
@@ -31,7 +30,8 @@ from wbc.storage.tables import SlideRow
 from wbc.taxonomy import Taxonomy, load_taxonomy, shipped_taxonomies
 from wbc.training.body import FEWEST_CELLS, Replay, Trial, try_body
 from wbc.training.choice import choose, shortlist
-from wbc.training.last_layer import LastLayer, NamedCells, cross_validate, fit
+from wbc.training.last_layer import NamedCells, cross_validate
+from wbc.training.taught_layer import fitted, named_cells, own_layer
 
 TABLE, SHEET = "cells.csv", "cells.jpg"
 FEWEST = 10
@@ -94,9 +94,9 @@ class _Named:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Chosen:
-    """The module that is saved, and whether each of some cells is right that were held out, before and after."""
+    """The model that is saved, and whether each of some cells is right that were held out, before and after."""
 
-    module: nn.Module
+    model: LoadedModel
     names: tuple[str, ...]
     before: NDArray[np.bool_]
     after: NDArray[np.bool_]
@@ -157,8 +157,7 @@ def teach(lesson: Lesson, names: Sequence[Path], folder: Path, by: str) -> Taugh
         without = f", and fields were passed over: {'; '.join(cut.passed_over[:3])}" if cut.passed_over else ""
         raise ValueError(f"{len(cells)} cells have names, {FEWEST} at least are needed{without}")
     named = tuple(cells["name"])
-    known = covers(named, subject.taxonomy, subject.model.card.classes)
-    examples = NamedCells(features(cut.crops, subject.model), known, named)
+    examples = named_cells(cut.crops, named, with_lower_stages(subject.model), subject.taxonomy)
     return _save(lesson, subject, _Named(examples, cut, _trial(lesson, subject, cells, named)), folder, by)
 
 
@@ -180,7 +179,7 @@ def _save(lesson: Lesson, subject: _Subject, given: _Named, folder: Path, by: st
     taught = Teaching(by, address(lesson.out), len(names), kinds, chosen.last_layer, chosen.replayed)
     metrics = {"cells held out right before": chosen.before.mean(), "cells held out right after": chosen.after.mean()}
     card = replace(
-        subject.model.card,
+        chosen.model.card,
         name=folder.resolve().name,
         metrics={name: round(float(value), 4) for name, value in metrics.items()},
         dataset=f"{len(names)} cells of {taught.out}",
@@ -188,23 +187,22 @@ def _save(lesson: Lesson, subject: _Subject, given: _Named, folder: Path, by: st
         parents=(subject.ref,),
         taught=taught,
     )
-    card = registry.save(folder, chosen.module, card, beside)
+    card = registry.save(folder, chosen.model.module, card, beside)
     unnamed = tuple(name for i, name in enumerate(card.classes) if not given.examples.covers[:, i].any())
     return Taught(card, chosen.names, chosen.before, chosen.after, given.trial, unnamed, given.cut.passed_over)
 
 
 def _chosen(subject: _Subject, given: _Named) -> _Chosen:
     """The best of the ways to teach: the body where it pays, else a new last layer, else the one that there was."""
-    trial, examples, layer = given.trial, given.examples, last_layer(subject.model)
+    trial, examples, model = given.trial, given.examples, subject.model
     if trial is not None and trial.pays:
-        return _Chosen(trial.module, trial.names, trial.before, trial.body, "fitted", trial.sets)
-    prior = LastLayer(layer.weight.double().cpu().numpy(), layer.bias.double().cpu().numpy())
-    gain = cross_validate(examples, prior)
+        body = replace(model, module=trial.module)
+        return _Chosen(body, trial.names, trial.before, trial.body, "fitted", trial.sets)
+    staged = with_lower_stages(model)
+    gain = cross_validate(examples, own_layer(staged))
     if not gain.pays:
-        return _Chosen(subject.model.module, examples.names, gain.before, gain.after, "kept")
-    new = fit(examples, prior, gain.strength)
-    module = with_last_layer(subject.model, new.weight, new.bias)
-    return _Chosen(module, examples.names, gain.before, gain.after, "fitted")
+        return _Chosen(model, examples.names, gain.before, gain.after, "kept")
+    return _Chosen(fitted(staged, examples, gain.strength), examples.names, gain.before, gain.after, "fitted")
 
 
 def _subject(lesson: Lesson) -> _Subject:

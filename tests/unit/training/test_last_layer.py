@@ -52,6 +52,22 @@ def test_planted_classes_are_recovered() -> None:
     assert accuracy(layer, planted(list(CLASSES) * 50, seed=1)) > 0.97
 
 
+def test_a_narrow_group_of_features_weighs_as_much_as_a_wide_one() -> None:
+    """What four features tell is not drowned by two thousand that tell nothing."""
+    names = [name for name in CLASSES for _ in range(10)]
+
+    def told(seed: int, groups: tuple[int, ...]) -> NamedCells:
+        cells = planted(names, seed=seed)
+        nothing = np.random.default_rng(seed).normal(0, 1, (len(names), 2, 2000)).astype(np.float32)
+        return NamedCells(np.concatenate([nothing, cells.features[..., :4]], 2), cells.covers, cells.names, groups)
+
+    prior = LastLayer(np.zeros((4, 2004)), np.zeros(4))
+    together, apart = (fit(told(0, groups), prior, 1e-2) for groups in ((), (2000, 4)))
+    assert accuracy(apart, told(1, ())) > accuracy(together, told(1, ())) + 0.1
+    with pytest.raises(ValueError, match=r"groups of \(2000,\) features, 2004 in all"):
+        told(0, (2000,))
+
+
 def test_without_cells_the_prior_holds() -> None:
     rng = np.random.default_rng(0)
     prior = LastLayer(rng.normal(size=(4, N_FEATURES)), rng.normal(size=4))
