@@ -18,7 +18,7 @@ from benchmarks.common import Claim, Report, Row, cpu_of, parser, show
 from wbc.cells.classify import cut_crops
 from wbc.models import registry
 from wbc.models.cards import ModelCard
-from wbc.models.last_layer import with_lower_stages
+from wbc.models.last_layer import with_lower_levels
 from wbc.models.registry import LoadedModel
 from wbc.storage.images import read_field
 from wbc.taxonomy import label_matrix, load_taxonomy
@@ -123,9 +123,9 @@ def alike(lab: Bench, n: int, seed: int) -> NDArray[np.int64]:
 
 def bench(laboratory: Laboratory, model: LoadedModel) -> Bench:
     """The laboratory's cells as the last layer gets them that is taught."""
-    taxonomy, staged = load_taxonomy("blood"), with_lower_stages(model)
-    cells = named_cells(laboratory.crops, laboratory.kinds, staged, taxonomy)
-    return Bench(cells, own_layer(staged), label_matrix(taxonomy, model.card.classes, COMMON))
+    taxonomy, fuller = load_taxonomy("blood"), with_lower_levels(model)
+    cells = named_cells(laboratory.crops, laboratory.kinds, fuller, taxonomy)
+    return Bench(cells, own_layer(fuller), label_matrix(taxonomy, model.card.classes, COMMON))
 
 
 def rows_of(name: str, lab: Bench, model: LoadedModel, seeds: int) -> list[Row]:

@@ -16,16 +16,16 @@ LEAST_VARIANCE = 1e-12  # or the slope of its root would be infinite where a cha
 class CropClassifierSettings:
     """Arguments of `build`: any timm model by name, and its dropout and stochastic depth in training.
 
-    With `lower_stages` it is a `StagedClassifier`, as one becomes that a laboratory teaches.
+    With `lower_levels` it is a `MultiLevelClassifier`, as one becomes that a laboratory teaches.
     """
 
     backbone: str = "tf_efficientnet_lite0"
     dropout: float = 0.2
     drop_path: float = 0.1
-    lower_stages: bool = False
+    lower_levels: bool = False
 
 
-class StagedClassifier(nn.Module):
+class MultiLevelClassifier(nn.Module):
     """A timm classifier whose last layer is also told what its network sees lower down.
 
     Beside the network's own features it gets, of the maps of strides 8 and 16, each channel's mean, standard deviation
@@ -36,9 +36,9 @@ class StagedClassifier(nn.Module):
 
     def __init__(self, backbone: Any, n_classes: int) -> None:
         super().__init__()
-        self.levels = lower_levels(backbone)
+        self.levels = levels_below(backbone)
         if len(self.levels) != len(LOWER_STRIDES):
-            raise ValueError(f"{type(backbone).__name__} tells no maps of strides {LOWER_STRIDES}: no lower_stages")
+            raise ValueError(f"{type(backbone).__name__} tells no maps of strides {LOWER_STRIDES}: no lower_levels")
         channels = [backbone.feature_info[level]["num_chs"] for level in self.levels]
         self.groups = (backbone.get_classifier().in_features, *(n for n in channels for _ in range(3)))
         self.classifier = nn.Linear(sum(self.groups), n_classes)
@@ -80,12 +80,12 @@ def build(n_classes: int, settings: CropClassifierSettings = CropClassifierSetti
     network: nn.Module = timm.create_model(
         settings.backbone, num_classes=n_classes, drop_rate=settings.dropout, drop_path_rate=settings.drop_path
     )
-    model = StagedClassifier(network, n_classes) if settings.lower_stages else network
+    model = MultiLevelClassifier(network, n_classes) if settings.lower_levels else network
     return model.to(memory_format=torch.channels_last)
 
 
-def lower_levels(network: Any) -> list[int]:
-    """Which of a timm classifier's `feature_info` have the strides that `StagedClassifier` looks at."""
+def levels_below(network: Any) -> list[int]:
+    """Which of a timm classifier's `feature_info` have the strides that `MultiLevelClassifier` looks at."""
     reductions = [level["reduction"] for level in getattr(network, "feature_info", ())]
     return [reductions.index(stride) for stride in LOWER_STRIDES if stride in reductions]
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wbc.models.crop_classifier import LOWER_STRIDES, StagedClassifier, lower_levels
+from wbc.models.crop_classifier import LOWER_STRIDES, MultiLevelClassifier, levels_below
 from wbc.models.registry import LoadedModel, ModelError
 
 
@@ -63,23 +63,23 @@ def feature_groups(model: LoadedModel) -> tuple[int, ...]:
     return groups
 
 
-def with_lower_stages(model: LoadedModel) -> LoadedModel:
-    """The same classifier with a last layer that is also told what the network sees lower down (`StagedClassifier`).
+def with_lower_levels(model: LoadedModel) -> LoadedModel:
+    """The same classifier as a `MultiLevelClassifier`: its last layer is also told what the network sees lower down.
 
     The new features weigh nothing yet, so that its answers are the same but for rounding. What is no crop classifier,
     has them already, or tells no such maps is given back as it is.
     """
     card = model.card
-    if card.builder != "crop_classifier" or isinstance(model.module, StagedClassifier):
+    if card.builder != "crop_classifier" or isinstance(model.module, MultiLevelClassifier):
         return model
-    if len(lower_levels(model.module)) != len(LOWER_STRIDES):
+    if len(levels_below(model.module)) != len(LOWER_STRIDES):
         return model
-    old, staged = last_layer(model), StagedClassifier(deepcopy(model.module), len(card.classes))
+    old, fuller = last_layer(model), MultiLevelClassifier(deepcopy(model.module), len(card.classes))
     with torch.no_grad():
-        staged.classifier.weight.zero_()[:, : old.in_features] = old.weight
-        staged.classifier.bias.copy_(old.bias)
-    arguments = {**card.arguments, "lower_stages": True}
-    module = staged.to(model.device).eval().requires_grad_(False)
+        fuller.classifier.weight.zero_()[:, : old.in_features] = old.weight
+        fuller.classifier.bias.copy_(old.bias)
+    arguments = {**card.arguments, "lower_levels": True}
+    module = fuller.to(model.device).eval().requires_grad_(False)
     return replace(model, module=module, card=replace(card, arguments=arguments))
 
 

@@ -13,7 +13,7 @@ from wbc.configs import read_toml
 from wbc.datasets.cell_names import covers
 from wbc.datasets.crops import Crops
 from wbc.models.cards import ModelRef
-from wbc.models.last_layer import with_lower_stages
+from wbc.models.last_layer import with_lower_levels
 from wbc.models.registry import LoadedModel
 from wbc.taxonomy import Taxonomy, load_taxonomy
 from wbc.training.checkpoint import CHECKPOINT
@@ -137,10 +137,10 @@ def _learnt(
 
 def as_taught(model: LoadedModel, cells: Crops, taxonomy: Taxonomy) -> LoadedModel:
     """The model with a last layer fitted to cells, where cells held out from the fit gain by it."""
-    staged = with_lower_stages(model)
-    named = named_cells(count_windows(cells, model.card), cells.labels, staged, taxonomy)
-    gain = cross_validate(named, own_layer(staged))
-    return fitted(staged, named, gain.strength) if gain.pays else model
+    fuller = with_lower_levels(model)
+    named = named_cells(count_windows(cells, model.card), cells.labels, fuller, taxonomy)
+    gain = cross_validate(named, own_layer(fuller))
+    return fitted(fuller, named, gain.strength) if gain.pays else model
 
 
 def named_right(cells: Crops, model: LoadedModel, taxonomy: Taxonomy) -> NDArray[np.bool_]:

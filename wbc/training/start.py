@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from wbc.models import builders, registry
 from wbc.models.cards import ModelCard, ModelRef, Task
-from wbc.models.crop_classifier import StagedClassifier
+from wbc.models.crop_classifier import MultiLevelClassifier
 from wbc.models.imagenet import load_lite_weights
 
 # Whose rows are the classes' by their names, and how many outputs stand before the first: the background's.
@@ -44,13 +44,13 @@ def start_from_imagenet(features: nn.Module, config: Path) -> list[str]:
 def start_from_model(module: nn.Module, card: ModelCard, reference: str) -> ModelRef:
     """Give a module the weights of a model of the same architecture, in place; the reference, pinned.
 
-    Of a classifier that a laboratory taught, a module without lower stages gets the network and its part of the last
+    Of a classifier that a laboratory taught, a module without lower levels gets the network and its part of the last
     layer. Classes that both have keep their rows of the last layer, by name; a new class begins as the mean of all of
     them. Raises ValueError where the architectures differ, or there is no such model for the card's task.
     """
     ref, before = registry.resolve(reference, card.task)
     start = registry.load(ref, "cpu").module
-    if isinstance(start, StagedClassifier) and not isinstance(module, StagedClassifier):
+    if isinstance(start, MultiLevelClassifier) and not isinstance(module, MultiLevelClassifier):
         start = start.network()
     known, own = dict(start.state_dict()), module.state_dict()
     last, others = LAST_LAYERS[card.task]

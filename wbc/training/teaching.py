@@ -21,7 +21,7 @@ from wbc.datasets.counted_cells import SIDES, Cut, cut_cells, read_cells, slide_
 from wbc.datasets.crops import PATCH_PX, PATCH_UM, Crops
 from wbc.models import registry
 from wbc.models.cards import ModelCard, Teaching
-from wbc.models.last_layer import with_lower_stages
+from wbc.models.last_layer import with_lower_levels
 from wbc.models.registry import LoadedModel, ModelError, ModelRef
 from wbc.revision import code_revision
 from wbc.storage.atomic import staged
@@ -157,7 +157,7 @@ def teach(lesson: Lesson, names: Sequence[Path], folder: Path, by: str) -> Taugh
         without = f", and fields were passed over: {'; '.join(cut.passed_over[:3])}" if cut.passed_over else ""
         raise ValueError(f"{len(cells)} cells have names, {FEWEST} at least are needed{without}")
     named = tuple(cells["name"])
-    examples = named_cells(cut.crops, named, with_lower_stages(subject.model), subject.taxonomy)
+    examples = named_cells(cut.crops, named, with_lower_levels(subject.model), subject.taxonomy)
     return _save(lesson, subject, _Named(examples, cut, _trial(lesson, subject, cells, named)), folder, by)
 
 
@@ -198,11 +198,11 @@ def _chosen(subject: _Subject, given: _Named) -> _Chosen:
     if trial is not None and trial.pays:
         body = replace(model, module=trial.module)
         return _Chosen(body, trial.names, trial.before, trial.body, "fitted", trial.sets)
-    staged = with_lower_stages(model)
-    gain = cross_validate(examples, own_layer(staged))
+    fuller = with_lower_levels(model)
+    gain = cross_validate(examples, own_layer(fuller))
     if not gain.pays:
         return _Chosen(model, examples.names, gain.before, gain.after, "kept")
-    return _Chosen(fitted(staged, examples, gain.strength), examples.names, gain.before, gain.after, "fitted")
+    return _Chosen(fitted(fuller, examples, gain.strength), examples.names, gain.before, gain.after, "fitted")
 
 
 def _subject(lesson: Lesson) -> _Subject:
