@@ -1,6 +1,7 @@
 """The frozen values that flow through a count: slides, keys of work, tiles, detections, differentials."""
 
 import math
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -38,21 +39,26 @@ class FieldError(Exception):
 class FieldPaths(Sequence[UPath]):
     """The files in `folder` with these names, in order, each made a path when it is asked for.
 
-    A path takes half a kilobyte, and a run may have a million fields.
+    A path takes half a kilobyte, and a run may have a million fields: names are kept compressed, as those of a folder
+    mostly differ in a number.
     """
 
-    __slots__ = ("_joined", "folder")
+    __slots__ = ("_n", "_packed", "folder")
 
     def __init__(self, folder: UPath, names: Iterable[str]) -> None:
-        self.folder, self._joined = folder, "/".join(names)  # which no name holds
+        listed = tuple(names)
+        joined = "/".join(listed)  # which no name holds
+        self.folder, self._n = folder, len(listed)
+        self._packed = zlib.compress(joined.encode("utf-8", "surrogatepass"), zlib.Z_BEST_SPEED)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the files."""
-        return tuple(self._joined.split("/")) if self._joined else ()
+        joined = zlib.decompress(self._packed).decode("utf-8", "surrogatepass")
+        return tuple(joined.split("/")) if self._n else ()
 
     def __len__(self) -> int:
-        return self._joined.count("/") + 1 if self._joined else 0
+        return self._n
 
     def __iter__(self) -> Iterator[UPath]:
         return (self.folder / name for name in self.names)
@@ -66,10 +72,10 @@ class FieldPaths(Sequence[UPath]):
         return self.folder / found if isinstance(found, str) else FieldPaths(self.folder, found)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, FieldPaths) and (self.folder, self._joined) == (other.folder, other._joined)
+        return isinstance(other, FieldPaths) and (self.folder, self._packed) == (other.folder, other._packed)
 
     def __hash__(self) -> int:
-        return hash((self.folder, self._joined))
+        return hash((self.folder, self._packed))
 
 
 @dataclass(frozen=True, slots=True)
