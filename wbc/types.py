@@ -72,10 +72,11 @@ class FieldPaths(Sequence[UPath]):
         return self.folder / found if isinstance(found, str) else FieldPaths(self.folder, found)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, FieldPaths) and (self.folder, self._packed) == (other.folder, other._packed)
+        # By names: another machine's zlib may pack the same ones otherwise.
+        return isinstance(other, FieldPaths) and (self.folder, self.names) == (other.folder, other.names)
 
     def __hash__(self) -> int:
-        return hash((self.folder, self._packed))
+        return hash((self.folder, self.names))
 
 
 @dataclass(frozen=True, slots=True)
