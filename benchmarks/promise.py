@@ -8,9 +8,9 @@ Whether that holds is told by each laboratory in turn, by thresholds that the ot
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.common import Claim, Report, Row, parser, show
+from wbc.cells.certainty import FEWEST_CELLS, FEWEST_LABORATORIES, certainty_of, is_right
 from wbc.cells.naming import name_cells
 from wbc.evaluation.reliability import reliability_of
 from wbc.models.reference_cells import ReferenceCells, read_reference_cells
@@ -18,9 +18,8 @@ from wbc.models.registry import resolve
 from wbc.taxonomy import GENERIC, UNIDENTIFIED, Taxonomy, load_taxonomy
 from wbc.types import Threshold
 
-PROMISE = 0.9
+PROMISE, BAR_CALIBRATION = 0.9, 0.05
 ONE_FOR_ALL = 0.8
-FEWEST_CELLS, FEWEST_LABORATORIES = 10, 2
 # A name that is likelier than all others together, or surer.
 SCORES = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 
@@ -33,7 +32,7 @@ def promised(cells: ReferenceCells, classes: tuple[str, ...], taxonomy: Taxonomy
     """
     places, found = np.array(cells.laboratories, object), {}
     for kind in _roots(classes, taxonomy):
-        is_kind = _is_a(cells, kind, taxonomy)
+        is_kind = is_right(cells.cell_types, kind, taxonomy)
         for score in SCORES:
             named = name_cells(cells.probabilities, classes, taxonomy, {kind: score}).types == kind
             of_places = [named & (places == place) for place in sorted(set(places))]
@@ -44,14 +43,23 @@ def promised(cells: ReferenceCells, classes: tuple[str, ...], taxonomy: Taxonomy
     return found
 
 
-def figures(cells: ReferenceCells, classes: tuple[str, ...], taxonomy: Taxonomy, threshold: Threshold) -> Row:
-    """The parts of the cells that are named and of these right, and how far scores of the named are from that."""
-    given = name_cells(cells.probabilities, classes, taxonomy, threshold)
+def figures(
+    cells: ReferenceCells, others: ReferenceCells, classes: tuple[str, ...], taxonomy: Taxonomy, threshold: Threshold
+) -> Row:
+    """The parts of the cells that are named and of these right, and how far scores of the named are from that.
+
+    The scores are what the others say of the names; beside them the classifier's own probabilities.
+    """
+    given, known = (name_cells(c.probabilities, classes, taxonomy, threshold) for c in (cells, others))
+    certainty = certainty_of(known, others.cell_types, others.laboratories, taxonomy)
     named, right = given.types != UNIDENTIFIED, np.zeros(len(given.types), bool)
     for name in set(given.types[named]):
-        right |= (given.types == name) & _is_a(cells, name, taxonomy)
-    error = reliability_of(given.scores[named].astype(np.float64), right[named]).ece
-    return {"named": float(named.mean()), "right": float(right[named].mean()), "calibration error": error}
+        right |= (given.types == name) & is_right(cells.cell_types, name, taxonomy)
+    told, own = (
+        reliability_of(n.scores[named].astype(np.float64), right[named]).ece for n in (certainty.of(given), given)
+    )
+    shares = {"named": float(named.mean()), "right": float(right[named].mean())}
+    return {**shares, "calibration error": told, "calibration error of probabilities": own}
 
 
 def measure(classifier: str, taxonomy: Taxonomy) -> Report:
@@ -62,15 +70,20 @@ def measure(classifier: str, taxonomy: Taxonomy) -> Report:
         raise ValueError(f"{classifier} has no reference cells")
     places, rows = np.array(cells.laboratories, object), []
     for place in sorted(set(cells.laboratories)):
-        thresholds = promised(cells.take(places != place), card.classes, taxonomy)
-        own = cells.take(places == place)
-        before, after = (figures(own, card.classes, taxonomy, t) for t in (ONE_FOR_ALL, thresholds))
+        own, others = cells.take(places == place), cells.take(places != place)
+        thresholds = promised(others, card.classes, taxonomy)
+        before, after = (figures(own, others, card.classes, taxonomy, t) for t in (ONE_FOR_ALL, thresholds))
         beside = {f"{key}, one threshold of {ONE_FOR_ALL}": value for key, value in before.items()}
         rows.append({"laboratory": place, **after, **beside, "names": _words(thresholds)})
     of_all = promised(cells, card.classes, taxonomy)
     worst = min(float(row["right"]) for row in rows)
     claims = [
         Claim("right of the cells that are named, worst laboratory left out", worst, at_least=PROMISE),
+        Claim(
+            "calibration error, worst laboratory left out",
+            max(float(row["calibration error"]) for row in rows),
+            at_most=BAR_CALIBRATION,
+        ),
         Claim("named, mean over laboratories", float(np.mean([row["named"] for row in rows]))),
     ]
     remarks = [f"stranger_threshold of all laboratories: {_words(of_all)}"]
@@ -79,12 +92,6 @@ def measure(classifier: str, taxonomy: Taxonomy) -> Report:
 
 def _roots(classes: tuple[str, ...], taxonomy: Taxonomy) -> list[str]:
     return sorted({(taxonomy.resolve(name), *taxonomy.ancestors(name))[-1] for name in classes if name != GENERIC})
-
-
-def _is_a(cells: ReferenceCells, name: str, taxonomy: Taxonomy) -> NDArray[np.bool_]:
-    """Whether each cell's true type is `name` or, where that is as coarse, one that `name` lies below."""
-    true = {t: taxonomy.is_a(t, name) or taxonomy.is_a(name, t) for t in set(cells.cell_types) if taxonomy.knows(t)}
-    return np.array([true.get(t, False) for t in cells.cell_types])
 
 
 def _words(thresholds: Mapping[str, float]) -> str:

@@ -19,7 +19,7 @@ from upath import UPath
 
 from benchmarks.counted import read_tables
 from wbc.cli.tables import report_table
-from wbc.counting.correction import kept_confusion
+from wbc.counting.correction import kept_certainty, kept_confusion
 from wbc.counting.recount import Change, recount_slides
 from wbc.counting.report import read_report, report_json
 from wbc.counting.slide import Job, count_slide
@@ -147,6 +147,7 @@ def test_without_the_copy_in_out_a_recount_is_refused_and_a_count_makes_it_anew(
     (copy,) = (counted.out / ".wbc" / "reference_cells").iterdir()
     copy.unlink()
     kept_confusion.cache_clear()
+    kept_certainty.cache_clear()
     (outcome,) = recount_slides(counted.out, ["s1"], Change(min_score=0.9))
     assert "reference cells" in outcome.reason
     count_slide(discover(counted.out.parent / "slides")[0], replace(counted, force=True), threads)

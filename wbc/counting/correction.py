@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from upath import UPath
 
+from wbc.cells.certainty import Certainty, certainty_of
 from wbc.cells.naming import name_cells
 from wbc.misnaming import confusion_of
 from wbc.models.reference_cells import ReferenceCells, reference_content
@@ -44,6 +45,21 @@ def kept_confusion(
     None where it has none, or they measure no kind. Raises ValueError where they are not there whole, or the taxonomy
     does not know the classifier's classes.
     """
+    cells = _kept_cells(out, kinds)
+    return confusion_of_cells(cells, kinds, taxonomy, is_strange=is_strange) if cells and kinds else None
+
+
+@lru_cache(maxsize=8)
+def kept_certainty(out: UPath, kinds: Kinds | None, taxonomy: Taxonomy) -> Certainty | None:
+    """How often a classifier's names are right on a stranger's slide, by the reference cells in OUT.
+
+    None where it has none. Raises ValueError as `kept_confusion` does.
+    """
+    cells = _kept_cells(out, kinds)
+    return certainty_of_cells(cells, kinds, taxonomy) if cells and kinds else None
+
+
+def _kept_cells(out: UPath, kinds: Kinds | None) -> ReferenceCells | None:
     if kinds is None or not kinds.reference_sha256:
         return None
     try:
@@ -52,7 +68,7 @@ def kept_confusion(
         content = b""
     if sha256_of(content) != kinds.reference_sha256:
         raise ValueError("the reference cells of its classifier are not in OUT any more")
-    return confusion_of_cells(ReferenceCells.from_bytes(content), kinds, taxonomy, is_strange=is_strange)
+    return ReferenceCells.from_bytes(content)
 
 
 def confusion_of_cells(
@@ -61,3 +77,9 @@ def confusion_of_cells(
     """How reference cells are named by a taxonomy; None where no kind is measured."""
     named = name_cells(cells.probabilities, kinds.names, taxonomy, kinds.threshold_of(is_strange=is_strange)).types
     return confusion_of(list(named), cells.cell_types, cells.laboratories, cells.own, taxonomy)
+
+
+def certainty_of_cells(cells: ReferenceCells, kinds: Kinds, taxonomy: Taxonomy) -> Certainty:
+    """How often the names are right that a taxonomy gives reference cells on a stranger's slide."""
+    named = name_cells(cells.probabilities, kinds.names, taxonomy, kinds.threshold_of(is_strange=True))
+    return certainty_of(named, cells.cell_types, cells.laboratories, taxonomy)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from upath import UPath
 
-from wbc.counting.correction import keep_reference, kept_confusion
+from wbc.counting.correction import keep_reference, kept_certainty, kept_confusion
 from wbc.counting.handover import DetectedSlide, IngestedField, ModelSeconds, Scale, SlideFailure
 from wbc.counting.job import COUNTING_VERSION, Job, detections_id
 from wbc.counting.tally import Occasion, Rules, tally
@@ -51,13 +51,14 @@ def rules_of(job: Job, kinds: Kinds | None) -> Rules:
     Raises ModelError where these are not the classifier's, OSError where they cannot be written.
     """
     keep_reference(job.out, job.classifier, kinds)
-    return with_confusions(Rules(job.taxonomy, job.settings.min_score), job.out, kinds)
+    return with_misnaming(Rules(job.taxonomy, job.settings.min_score), job.out, kinds)
 
 
-def with_confusions(rules: Rules, out: UPath, kinds: Kinds | None) -> Rules:
+def with_misnaming(rules: Rules, out: UPath, kinds: Kinds | None) -> Rules:
     """The rules with what OUT's reference cells tell of misnaming. Raises ValueError where OUT lacks some."""
     usual, strict = (kept_confusion(out, kinds, rules.taxonomy, is_strange=strange) for strange in (False, True))
-    return replace(rules, confusion=usual, stranger_confusion=strict)
+    sure = kept_certainty(out, kinds, rules.taxonomy)
+    return replace(rules, confusion=usual, stranger_confusion=strict, stranger_certainty=sure)
 
 
 def keep_stamps(slide: Slide, fields: tuple[IngestedField, ...], job: Job) -> None:

@@ -14,7 +14,7 @@ from upath import UPath
 from wbc.counting.corrected_cells import amended
 from wbc.counting.handover import SlideOutcome, outcome_of
 from wbc.counting.job import COUNTING_VERSION, Job, are_detections_of, new_run_id, taxonomy_digest
-from wbc.counting.record import occasion_of, rules_of, with_confusions
+from wbc.counting.record import occasion_of, rules_of, with_misnaming
 from wbc.counting.tally import Rules, Tally, tally
 from wbc.storage.corrections import Correction, write_corrections
 from wbc.storage.counts import commit, committed_count_id, read_evidence, read_slide_row, restore
@@ -131,7 +131,7 @@ def _recount(out: UPath, slide_id: str, change: Change, said: "Sequence[Said]", 
         _check_whole(out, evidence)
         standing = evidence.corrections
         evidence = replace(evidence, corrections=() if change.forget else _amended(evidence, said, change))
-        rules = with_confusions(_rules(row, change), out, evidence.origin.kinds)
+        rules = with_misnaming(_rules(row, change), out, evidence.origin.kinds)
         result = tally(evidence, rules, occasion_of(row.source, run_id))
     except ValueError as error:
         return replace(outcome_of(row, "unchanged", 0.0), reason=f"not recounted: {error}; `wbc count` counts it anew")

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from wbc import __version__
+from wbc.cells.certainty import Certainty
 from wbc.cells.naming import name_cells
 from wbc.counting.corrected_cells import place, review
 from wbc.counting.handover import Scale
@@ -31,13 +32,15 @@ from wbc.unfolding import Confusion
 class Rules:
     """How the cells of a slide are counted, once the models have spoken.
 
-    Where it is known, how these misname, on slides of the laboratories they know and on a stranger's.
+    Where it is known, how these misname, on slides of the laboratories they know and on a stranger's, and how often
+    their names are right there.
     """
 
     taxonomy: Taxonomy
     min_score: float
     confusion: Confusion | None = None
     stranger_confusion: Confusion | None = None
+    stranger_certainty: Certainty | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ def tally(evidence: Evidence, rules: Rules, occasion: Occasion) -> Tally:
     machine = found.take(counts)
     unfamiliarity = unfamiliarity_of(machine, evidence.origin.kinds)
     is_strange = (unfamiliarity or 0) > 1
-    told = _names(machine, evidence.origin.kinds, rules.taxonomy, is_strange=is_strange)
+    told = _names(machine, evidence.origin.kinds, rules, is_strange=is_strange)
     reviewed = review(machine, np.flatnonzero(counts), told, placed, rules.taxonomy)
     cells, names = reviewed.cells, reviewed.names
     fields = _counted(evidence.fields, cells)
@@ -109,8 +112,9 @@ def unfamiliarity_of(cells: SlideDetections, kinds: Kinds | None) -> float | Non
     return float(np.median(distances.astype(np.float64))) / kinds.limit
 
 
-def _names(cells: SlideDetections, kinds: Kinds | None, taxonomy: Taxonomy, *, is_strange: bool) -> CellNames:
+def _names(cells: SlideDetections, kinds: Kinds | None, rules: Rules, *, is_strange: bool) -> CellNames:
     """What each box is called: by the classifier where the detector knows it for a white cell and no more."""
+    taxonomy = rules.taxonomy
     classes = cells.classes.used()
     own = np.array([taxonomy.resolve(name) for name in classes.categories], object)
     names = CellNames.of_types(own[classes.codes])
@@ -118,6 +122,8 @@ def _names(cells: SlideDetections, kinds: Kinds | None, taxonomy: Taxonomy, *, i
     if kinds is not None and len(white):
         threshold = kinds.threshold_of(is_strange=is_strange)
         told = name_cells(cells.probabilities[white], kinds.names, taxonomy, threshold)
+        if is_strange and rules.stranger_certainty is not None:
+            told = rules.stranger_certainty.of(told)
         names.types[white], names.scores[white] = told.types, told.scores
         names.second_types[white], names.second_scores[white] = told.second_types, told.second_scores
     return names

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
+from wbc.cells.certainty import Certainty
 from wbc.counting.tally import Occasion, Rules, Tally, tally
 from wbc.storage.categorical import Categorical
 from wbc.storage.detections import Evidence, FieldRow, Kinds, Origin, SlideDetections
@@ -16,7 +17,12 @@ KINDS = Kinds(("lymphocyte", "monocyte"), 0.4, stranger_threshold=0.8, limit=5.0
 OCCASION = Occasion("run", datetime(2026, 1, 1, tzinfo=UTC), Seconds(), None)
 
 
-def count(distances: list[float], kinds: Kinds = KINDS, scores: tuple[float, ...] = (0.9, 0.9, 0.9)) -> Tally:
+def count(
+    distances: list[float],
+    kinds: Kinds = KINDS,
+    scores: tuple[float, ...] = (0.9, 0.9, 0.9),
+    certainty: Certainty | None = None,
+) -> Tally:
     """Three white cells, a lymphocyte with 0.9, 0.7, 0.5, and a red cell, which has no look."""
     sure = np.array([0.9, 0.7, 0.5, np.nan])
     detections = SlideDetections(
@@ -29,7 +35,7 @@ def count(distances: list[float], kinds: Kinds = KINDS, scores: tuple[float, ...
     )
     field = FieldRow("a.png", "0" * 64, "counted", FieldSeconds(), 100, 100, 0.2, "given")
     evidence = Evidence("s1", (field,), detections, Origin("i", "d", "c", 0.05, 3, "float32", kinds))
-    return tally(evidence, Rules(load_taxonomy("blood"), 0.7), OCCASION)
+    return tally(evidence, Rules(load_taxonomy("blood"), 0.7, stranger_certainty=certainty), OCCASION)
 
 
 def names(counted: Tally) -> list[str]:
@@ -56,6 +62,14 @@ def test_a_stranger_is_given_only_the_names_that_are_promised() -> None:
     assert names(count([9.0] * 3, kinds)) == ["lymphocyte", "lymphocyte", "unidentified"]
     assert names(count([9.0] * 3, replace(kinds, stranger_threshold={"monocyte": 0.6}))) == ["unidentified"] * 3
     assert names(count([4.0] * 3, kinds)) == ["lymphocyte"] * 3
+
+
+def test_scores_on_a_strangers_slide_say_how_often_such_names_are_right() -> None:
+    certainty = Certainty({"lymphocyte": (0.9, 0.95, 0.0)})
+    scores = count([9.0] * 3, certainty=certainty).tables["cells"]["type_score"].to_pylist()[:3]
+    assert scores == pytest.approx([0.95, 0.7, 0.5], abs=1e-3)  # the others are unidentified
+    known = count([4.0] * 3, certainty=certainty).tables["cells"]["type_score"].to_pylist()[:3]
+    assert known == pytest.approx([0.9, 0.7, 0.5], abs=1e-3)
 
 
 def test_only_cells_that_count_tell_how_strange_a_slide_is() -> None:
