@@ -11,6 +11,7 @@ from wbc.models import builders, registry
 from wbc.models.cards import ModelCard, ModelRef, Task
 from wbc.models.crop_classifier import MultiLevelClassifier
 from wbc.models.imagenet import load_lite_weights
+from wbc.models.last_layer import with_lower_levels
 
 # Whose rows are the classes' by their names, and how many outputs stand before the first: the background's.
 LAST_LAYERS: dict[Task, tuple[str, int]] = {
@@ -44,13 +45,17 @@ def start_from_imagenet(features: nn.Module, config: Path) -> list[str]:
 def start_from_model(module: nn.Module, card: ModelCard, reference: str) -> ModelRef:
     """Give a module the weights of a model of the same architecture, in place; the reference, pinned.
 
-    Of a classifier that a laboratory taught, a module without lower levels gets the network and its part of the last
-    layer. Classes that both have keep their rows of the last layer, by name; a new class begins as the mean of all of
-    them. Raises ValueError where the architectures differ, or there is no such model for the card's task.
+    Of a classifier with lower levels, a module without them gets the network and its part of the last layer; of one
+    without, a module with them gets all, and its lower levels weigh nothing yet. Classes that both have keep their rows
+    of the last layer, by name; a new class begins as the mean of all of them. Raises ValueError where the architectures
+    differ, or there is no such model for the card's task.
     """
     ref, before = registry.resolve(reference, card.task)
-    start = registry.load(ref, "cpu").module
-    if isinstance(start, MultiLevelClassifier) and not isinstance(module, MultiLevelClassifier):
+    loaded = registry.load(ref, "cpu")
+    start = loaded.module
+    if isinstance(module, MultiLevelClassifier):
+        start = with_lower_levels(loaded).module
+    elif isinstance(start, MultiLevelClassifier):
         start = start.network()
     known, own = dict(start.state_dict()), module.state_dict()
     last, others = LAST_LAYERS[card.task]

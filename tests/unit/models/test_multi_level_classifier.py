@@ -105,6 +105,15 @@ def test_a_recipe_goes_on_from_its_network(small: LoadedModel, fuller: LoadedMod
     np.testing.assert_allclose(features(crops(3), begun), features(crops(3), small), atol=2e-2)
 
 
+def test_a_recipe_with_lower_levels_begins_with_the_answers_of_one_without(small: LoadedModel, tmp_path: Path) -> None:
+    registry.save(tmp_path / "small", small.module, CARD)
+    card = replace(CARD, arguments={**CARD.arguments, "lower_levels": True})
+    module = builders.build(card)
+    start_from_model(module, card, str(tmp_path / "small"))
+    begun = LoadedModel(module.eval(), card, torch.device("cpu"))
+    np.testing.assert_allclose(predict(crops(6), begun), predict(crops(6), small), atol=5e-3)  # float16 on disk
+
+
 def test_what_is_no_crop_classifier_stays_as_it_is(dark_model: LoadedModel) -> None:
     assert with_lower_levels(dark_model) is dark_model
 
