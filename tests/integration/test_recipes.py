@@ -177,6 +177,20 @@ def test_a_classifier_starts_from_another_and_its_frozen_parts_stay(data: Path, 
     assert not [n for n in same if n.startswith(("blocks.3", "conv_head")) and n.endswith("weight")]
 
 
+def test_lower_levels_are_learnt_upon_frozen_parts_of_a_classifier_without(data: Path, tmp_path: Path) -> None:
+    first = classifier_config(tmp_path / "first.toml", 4)
+    train_classifier(first, data, tmp_path / "first", "cpu")
+    config, text = tmp_path / "second.toml", first.read_text()
+    text = text.replace("[model]", "[model]\nlower_levels = true")
+    config.write_text(f'start = "{tmp_path / "first"}"\nfrozen = ["conv_stem", "bn1", "blocks.0"]\n{text}')
+    train_classifier(config, data, tmp_path / "second", "cpu")
+    before, after = (load_file(tmp_path / model / registry.WEIGHTS) for model in ("first", "second"))
+    stem = "conv_stem.weight"
+    assert torch.equal(before[stem], after[f"backbone.{stem}"])
+    width = before["classifier.weight"].shape[1]
+    assert after["classifier.weight"][:, width:].any()
+
+
 def test_a_model_of_another_architecture_is_no_start(data: Path, tmp_path: Path) -> None:
     config = classifier_config(tmp_path / "classifier.toml", 2)
     text = config.read_text().replace("tf_efficientnet_lite0", "test_efficientnet")
