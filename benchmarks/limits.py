@@ -62,7 +62,7 @@ def laboratories(cells: ReferenceCells, model: Kinds, taxonomy: Taxonomy) -> dic
     """Each laboratory of some reference cells; ValueError where there are fewer than three."""
     names = name_cells(cells.probabilities, model.names, taxonomy, model.threshold_of(is_strange=True)).types
     places = np.array(cells.laboratories, object)
-    kinds = np.array([_kind(name, taxonomy) for name in cells.cell_types], object)
+    kinds = np.array([root_kind(name, taxonomy) for name in cells.cell_types], object)
     found = {}
     for place in sorted(set(cells.laboratories)):
         own = {k: names[(places == place) & (kinds == k)] for k in dict.fromkeys(kinds) if k is not None}
@@ -78,7 +78,7 @@ def simulated(laboratory: Laboratory, taxonomy: Taxonomy, rng: np.random.Generat
     kinds = list(laboratory.names)
     normal: dict[str, float] = defaultdict(float)
     for name, share in NORMAL_BLOOD:
-        normal[_kind(name, taxonomy) or name] += share
+        normal[root_kind(name, taxonomy) or name] += share
     nearness = FAR if rng.random() < FAR_FROM_NORMAL else NEAR
     shares = rng.dirichlet(np.maximum(nearness * np.array([normal[kind] for kind in kinds]), 0.02))
     n = int(rng.integers(CELLS[0], CELLS[1] + 1))
@@ -124,9 +124,9 @@ def _differential(slide: SimulatedSlide, confusion: Confusion | None, taxonomy: 
 
 
 def _report(model: str, judged: Sequence[Judged], seconds: float) -> Report:
-    every = [_coverage("all", kind, judged) for kind in COMMON]
+    every = [coverage("all", kind, judged) for kind in COMMON]
     places = sorted({place for place, _, _ in judged})
-    each = [_coverage(p, kind, [j for j in judged if j[0] == p]) for p in places for kind in COMMON]
+    each = [coverage(p, kind, [j for j in judged if j[0] == p]) for p in places for kind in COMMON]
     claims = [
         *(
             Claim(f"corrected limits cover the truth, {row['kind']}", row["corrected"], at_least=BAR_COVERAGE)
@@ -138,7 +138,7 @@ def _report(model: str, judged: Sequence[Judged], seconds: float) -> Report:
     return Report(f"Limits and misnaming of {model}", claims, tables)
 
 
-def _coverage(place: str, kind: str, judged: Sequence[Judged]) -> Row:
+def coverage(place: str, kind: str, judged: Sequence[Judged]) -> Row:
     """How often the limits of a kind hold its true percentage, how wide they are and how far off the middle is."""
     rows = [(row, truth) for _, row, truth in judged if row.cell_type == kind and row.percent_corrected is not None]
     plain = np.array([(row.percent, row.ci_low, row.ci_high) for row, _ in rows], float).reshape(-1, 3)
@@ -156,7 +156,7 @@ def _mean(values: NDArray[Any]) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def _kind(name: str, taxonomy: Taxonomy) -> str | None:
+def root_kind(name: str, taxonomy: Taxonomy) -> str | None:
     """The root of the taxonomy's tree above a type; None where the taxonomy does not know it."""
     return (taxonomy.resolve(name), *taxonomy.ancestors(name))[-1] if taxonomy.knows(name) else None
 

@@ -40,15 +40,16 @@ _TINY = 1e-12
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Confusion:
-    """How cells of known kinds were named: `counts` int64 (laboratories, K, K+1), by true kind and by name.
+    """How cells of known kinds were named: `counts` (laboratories, K, K+1), by true kind and by name.
 
-    Names are the kinds in their order, and last `unidentified`. `own` (K, K+1) is of the laboratory that counts itself,
-    None where nothing is known of it. Raises ValueError where shapes do not agree or a count is negative.
+    They are of cells, or of what unlike cells are worth. Names are the kinds in their order, and last `unidentified`.
+    `own` (K, K+1) is of the laboratory that counts itself, None where nothing is known of it. Raises ValueError where
+    shapes do not agree or a count is negative.
     """
 
     kinds: tuple[str, ...]
-    counts: NDArray[np.int64]
-    own: NDArray[np.int64] | None = None
+    counts: Floats
+    own: Floats | None = None
 
     def __post_init__(self) -> None:
         shape, own = (len(self.kinds), len(self.kinds) + 1), self.counts[:0] if self.own is None else self.own[None]
@@ -174,13 +175,13 @@ def _rows(confusion: Confusion, rng: np.random.Generator) -> Floats:
     return np.asarray(rows if confusion.own is None else rows + confusion.own)
 
 
-def _evidence(counts: NDArray[np.int64], usual: Floats) -> Floats:
+def _evidence(counts: Floats, usual: Floats) -> Floats:
     """What laboratories (L,K,K+1) tell of one more: cells (K,K+1), those of a large one counting for less."""
     weight = 1 / (1 + counts.sum(2, keepdims=True) / _CELLS_A_LABORATORY)
     return np.asarray((counts * weight).sum(0) + _CELLS_OF_BELIEF * usual)
 
 
-def _usual(counts: NDArray[np.int64]) -> Floats:
+def _usual(counts: Floats) -> Floats:
     """How a kind is named of which nothing is known (K,K+1): as kinds are on average, wrong names all alike."""
     total = counts.sum(2)
     shares = counts[total > 0] / total[total > 0][:, None]
@@ -193,7 +194,7 @@ def _usual(counts: NDArray[np.int64]) -> Floats:
     return _normal(rows)
 
 
-def _alikeness(counts: NDArray[np.int64], usual: Floats) -> Floats:
+def _alikeness(counts: Floats, usual: Floats) -> Floats:
     """The probability of each concentration, by how well laboratories (L,K,K+1) foretell the one left out.
 
     Rows of one laboratory err together: they count as one observation, the mean over kinds.
@@ -210,7 +211,7 @@ def _alikeness(counts: NDArray[np.int64], usual: Floats) -> Floats:
     return _normal(np.exp(told - told.max()))
 
 
-def _dirichlet_multinomial(counts: NDArray[np.int64], parameters: Floats) -> Floats:
+def _dirichlet_multinomial(counts: Floats, parameters: Floats) -> Floats:
     """The log probability (G,) of counts (J,) under each row of parameters (G,J), but for the multinomial's factor."""
     total = parameters.sum(1)
     each = gammaln(counts + parameters) - gammaln(parameters)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -23,6 +24,7 @@ from wbc.datasets.counted_cells import cut_cells, read_cells, slide_rows, white_
 from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
 from wbc.models.last_layer import last_layer, with_last_layer
+from wbc.models.reference_cells import ReferenceCells, keep_reference_cells, read_reference_cells
 from wbc.storage.counts import read_table
 from wbc.storage.slides import discover
 from wbc.taxonomy import load_taxonomy
@@ -149,6 +151,49 @@ def test_a_laboratory_teaches_a_classifier_its_stain(
         for kind, cell in zip(cells["cell_type"], cells.to_dict("records"), strict=True)
     ]
     assert np.mean(named) > 0.95 > 0.6 > before
+
+
+def test_its_own_cells_tell_how_a_taught_model_misnames(
+    wbc: Wbc, slides: Path, out: Path, models: Mapping[str, Path], tmp_path: Path
+) -> None:
+    table = proposed(wbc, out, tmp_path / "ours", "--per-kind", 100)
+    fill_in(table)
+    facts = json.loads(wbc("adapt", out, "--names", table, "--out", tmp_path / "ours", "--json").stdout)
+    assert facts["tells_misnaming"]
+    ref, _ = registry.resolve(str(tmp_path / "ours"), "classifier")
+    cells = read_reference_cells(ref)
+    assert cells is not None
+    assert (cells.own, set(cells.laboratories)) == (str(out), {str(out)})
+    rows = pd.read_csv(table)
+    assert cells.cell_types == tuple(rows.sort_values(["slide_id", "field"], kind="stable")["cell_type"])
+    counted = white_cells(read_cells(UPath(out), ["monday", "tuesday"]))["cell_type"].value_counts()
+    assert cells.weights is not None
+    assert cells.weights.sum() == pytest.approx(sum(counted[kind] for kind in set(rows["predicted_type"])))
+    count(slides, tmp_path / "again", models, tmp_path / "ours")
+    told = read_table(UPath(tmp_path / "again"), "differentials", "monday").to_pandas().set_index("cell_type")
+    for kind in ("lymphocyte", "eosinophil", "neutrophil"):
+        assert told.loc[kind, "low"] < 100 / 3 < told.loc[kind, "high"]
+
+
+def test_cells_that_somebody_chose_leave_it_to_the_parents_strangers(
+    wbc: Wbc, out: Path, models: Mapping[str, Path], tmp_path: Path
+) -> None:
+    ref = registry.resolve(str(models["classifier"]), "classifier")[0]
+    shutil.copytree(models["classifier"], tmp_path / "parent")
+    others = ReferenceCells(np.full((4, 4), 0.25, np.float16), ("lymphocyte",) * 4, ("a", "a", "b", "b"))
+    keep_reference_cells(tmp_path / "parent", others)
+    parent = ("--classifier", tmp_path / "parent")
+    table = proposed(wbc, out, tmp_path / "ours", "--per-kind", 15, *parent)
+    fill_in(table)
+    mine = tmp_path / "mine.csv"
+    pd.read_csv(table).drop(columns="number").to_csv(mine, index=False)
+    result = wbc("adapt", out, "--names", mine, "--out", tmp_path / "ours", *parent)
+    assert result.exit_code == 0, result.output
+    assert "nothing tells by what the others were chosen" in result.stderr
+    cells = read_reference_cells(registry.resolve(str(tmp_path / "ours"), "classifier")[0])
+    assert cells is not None
+    assert cells.to_bytes() == others.to_bytes()
+    assert read_reference_cells(ref) is None
 
 
 def test_cells_are_seen_as_the_count_saw_them(out: Path, models: Mapping[str, Path]) -> None:
@@ -355,7 +400,7 @@ def test_a_taught_model_is_taught_again_from_what_it_was_made_of(
     assert wbc("adapt", out, "--names", table, "--out", tmp_path / "second").exit_code == 0
     first, second = (registry.read_card(str(tmp_path / name)) for name in ("first", "second"))
     assert second.parents == first.parents
-    assert second.digest == first.digest
+    assert second.sha256 == first.sha256
 
 
 def test_a_model_that_nobody_taught_is_not_written_over(

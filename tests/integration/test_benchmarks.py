@@ -36,9 +36,11 @@ from benchmarks import (
     rivals,
     scale_out,
     start_up,
+    taught_limits,
     white_cells,
     whole_run,
 )
+from benchmarks.taught import Bench
 from wbc.counting.slide import Job, count_slide
 from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
@@ -46,6 +48,7 @@ from wbc.models.reference_cells import ReferenceCells, keep_reference_cells
 from wbc.storage.slides import discover
 from wbc.synth.smear import SmearSettings, render_field
 from wbc.taxonomy import load_taxonomy
+from wbc.training.last_layer import LastLayer, NamedCells
 
 
 def figures(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, module: Any, *options: str) -> Any:
@@ -203,6 +206,26 @@ def test_the_bundled_classifier_keeps_its_promise(
         for name, score in sorted(registry.read_card("bundled:classifier").stranger_threshold.items())
     )
     assert report["remarks"] == [f"stranger_threshold of all laboratories: {said}"]
+
+
+def test_limits_of_a_taught_classifier_are_held_against_its_laboratory() -> None:
+    """Three kinds in corners of two features; the classifier that nobody taught calls many lymphocytes monocytes."""
+    kinds, blood = ("neutrophil", "lymphocyte", "monocyte"), load_taxonomy("blood")
+    rng, true = np.random.default_rng(0), [kind for kind in ("neutrophil", "lymphocyte", "monocyte") for _ in range(60)]
+    centres = np.repeat([[4.0, 0.0], [0.0, 1.5], [0.0, -1.5]], 60, 0)
+    features = (centres + rng.normal(0, 0.8, centres.shape))[:, None]
+    cells = NamedCells(features, np.array([[k == own for own in kinds] for k in true]), tuple(true))
+    prior = LastLayer(np.array([[2.0, 0.0], [0.0, 1.0], [0.0, -1.0]]), np.array([-4.0, -1.0, 1.0]))
+    lab = Bench(cells, prior, np.eye(3, dtype=np.float32))
+    half = (0.5, 0.5, 0.5)
+    card = ModelCard("k", "1", "classifier", "crop_classifier", {}, kinds, 0.2, 32, half, half, "", threshold=0.4)
+    taught = taught_limits.teach(lab, true, card, blood, per_kind=12, seed=1)
+    before = taught_limits.probabilities(lab, prior).argmax(1)[60:120]
+    assert (before == 2).mean() > 0.2
+    assert (taught.names["lymphocyte"] == "monocyte").mean() < 0.1
+    assert taught.own.weights is not None
+    assert taught.own.weights.sum() == pytest.approx(taught_limits.NIGHT, rel=0.05)
+    assert len(set(taught.own.weights.tolist())) > 1
 
 
 def test_rivals_on_one_out_leave_the_count_of_one_alone(

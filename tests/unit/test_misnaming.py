@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from wbc.differential import differential_of
-from wbc.misnaming import confusion_of, corrected
+from wbc.misnaming import CHOSEN, confusion_of, corrected
 from wbc.taxonomy import load_taxonomy
 from wbc.types import Differential, DifferentialRow
 from wbc.unfolding import Confusion
@@ -110,6 +110,27 @@ def test_cells_of_the_own_laboratory_are_apart_from_the_others() -> None:
     assert confusion.counts.shape[0] == 2
     assert confusion.own is not None
     np.testing.assert_array_equal(confusion.own.sum(1), [0, 10])
+
+
+def test_cells_of_unlike_weights_are_worth_fewer_alike() -> None:
+    """Ten lymphocytes, one of which was asked for as one of few monocytes and stands for one of them."""
+    named = ["lymphocyte"] * 9 + ["monocyte"]
+    weights = np.array([30.0] * 9 + [1.0])
+    confusion = confusion_of(named * 2, ["lymphocyte"] * 20, ["mine"] * 20, "mine", BLOOD, np.tile(weights, 2))
+    assert confusion is None  # twice 271 squared by 8,101 is worth 18.1 cells, and half of these are too few
+    confusion = confusion_of(named * 4, ["lymphocyte"] * 40, ["mine"] * 40, "mine", BLOOD, np.tile(weights, 4))
+    assert confusion is not None
+    assert confusion.own is not None
+    row = confusion.own[confusion.kinds.index("lymphocyte")]
+    assert row.sum() == pytest.approx(CHOSEN * 4 * 271**2 / 8101)
+    assert row[confusion.kinds.index("monocyte")] / row.sum() == pytest.approx(1 / 271)
+    alike, unweighted = (
+        confusion_of(named * 4, ["lymphocyte"] * 40, ["mine"] * 40, "mine", BLOOD, w) for w in (np.full(40, 7.0), None)
+    )
+    assert alike is not None
+    assert unweighted is not None
+    assert unweighted.own is not None
+    np.testing.assert_array_equal(alike.own, CHOSEN * unweighted.own)
 
 
 def test_what_a_person_named_stands_as_it_is() -> None:

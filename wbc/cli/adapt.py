@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 
 UNNAMED = "the model will say so less often than before. If the laboratory has such cells, name some of them, too"
+UNTOLD = (
+    "not all of these cells are from a table that wbc adapt wrote, and nothing tells by what the others were chosen: "
+    "how often the model misnames cells is taken from laboratories that {parent} had not seen"
+)
 FORGETS = "this laboratory alone taught it, and it may name other laboratories' cells worse: count theirs with {parent}"
 
 
@@ -98,7 +102,8 @@ def _print_taught(taught: "Taught", model: Path, as_json: bool, *, is_replayed: 
         right = [{"cell_type": kind, "cells": n, "before": b, "after": a} for kind, n, b, a in _figures(taught)]
         trial = None if taught.trial is None else _trial_facts(taught.trial)
         facts = {"model": str(model), "card": taught.card.to_json(), "right": right, "body": trial}
-        _print_json(facts | {"unnamed": taught.unnamed, "passed_over": taught.passed_over})
+        told = {"tells_misnaming": taught.tells_misnaming}
+        _print_json(facts | told | {"unnamed": taught.unnamed, "passed_over": taught.passed_over})
         return
     rows = [(kind, f"{n}", f"{before:.2f}", f"{after:.2f}") for kind, n, before, after in _figures(taught)]
     print_rows(("right of cells held out", "cells", "before", "after"), rows)
@@ -109,7 +114,9 @@ def _print_taught(taught: "Taught", model: Path, as_json: bool, *, is_replayed: 
         typer.echo(f"model in {model}: wbc count SLIDES --out OUT --classifier {model}")
         unnamed = [f"nobody named a cell {', '.join(taught.unnamed)}: {UNNAMED}"] if taught.unnamed else []
         forgets = [FORGETS.format(parent=parent)] if taught.trial is None or not taught.trial.pays else []
-        print_remarks([*taught.passed_over, *unnamed, *forgets])
+        is_untold = taught.card.reference_sha256 and not taught.tells_misnaming
+        untold = [UNTOLD.format(parent=parent)] if is_untold else []
+        print_remarks([*taught.passed_over, *unnamed, *untold, *forgets])
     else:
         typer.echo(f"no better than before on cells held out: {model} names cells as {parent} does")
         print_remarks(taught.passed_over)

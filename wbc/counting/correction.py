@@ -74,12 +74,17 @@ def _kept_cells(out: UPath, kinds: Kinds | None) -> ReferenceCells | None:
 def confusion_of_cells(
     cells: ReferenceCells, kinds: Kinds, taxonomy: Taxonomy, *, is_strange: bool = False
 ) -> Confusion | None:
-    """How reference cells are named by a taxonomy; None where no kind is measured."""
+    """How reference cells are named by a taxonomy; None where no kind is measured.
+
+    Of a stranger's slide the classifier's own laboratory tells nothing.
+    """
+    cells = cells.elsewhere if is_strange else cells
     named = name_cells(cells.probabilities, kinds.names, taxonomy, kinds.threshold_of(is_strange=is_strange)).types
-    return confusion_of(list(named), cells.cell_types, cells.laboratories, cells.own, taxonomy)
+    return confusion_of(list(named), cells.cell_types, cells.laboratories, cells.own, taxonomy, cells.weights)
 
 
 def certainty_of_cells(cells: ReferenceCells, kinds: Kinds, taxonomy: Taxonomy) -> Certainty:
     """How often the names are right that a taxonomy gives reference cells on a stranger's slide."""
+    cells = cells.elsewhere
     named = name_cells(cells.probabilities, kinds.names, taxonomy, kinds.threshold_of(is_strange=True))
     return certainty_of(named, cells.cell_types, cells.laboratories, taxonomy)

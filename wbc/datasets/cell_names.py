@@ -14,13 +14,18 @@ from wbc.datasets.counted_cells import SIDES
 from wbc.taxonomy import Taxonomy, label_matrix
 
 COLUMNS = ("slide_id", "field", "cell_id", "cell_type")
+NUMBER, COUNTED_AS = ASKED = ("number", "predicted_type")  # what the table has, too, by which `wbc adapt` asks
 MOST_NAMED = 3
 NEAR_PX = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class CellName:
-    """A cell's name as a file has it: `where` is file and line; `box` is None where the file has none."""
+    """A cell's name as a file has it: `where` is file and line; `box` is None where the file has none.
+
+    `counted_as` is what the count called the cell where a table of `wbc adapt` asked for its name, else "": such a
+    table asks for so many of each type, whether right or wrong; nothing tells by what cells were chosen elsewhere.
+    """
 
     where: str
     slide_id: str
@@ -28,6 +33,7 @@ class CellName:
     cell_id: str
     cell_type: str
     box: tuple[float, ...] | None = None
+    counted_as: str = ""
 
 
 def read_cell_names(path: Path) -> list[CellName]:
@@ -44,7 +50,7 @@ def read_cell_names(path: Path) -> list[CellName]:
 
 
 def match(names: Sequence[CellName], cells: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `cells` that have names, once each, with their names as the column `name`.
+    """The rows of `cells` that have names, once each, with their names as `name`, and `counted_as` as above.
 
     Raises ValueError, naming file and line, where there is no such cell, or one has two names.
     """
@@ -63,7 +69,8 @@ def match(names: Sequence[CellName], cells: pd.DataFrame) -> pd.DataFrame:
         else:
             found[row] = name
     refuse(refused)
-    return cells.loc[list(found)].assign(name=[name.cell_type for name in found.values()]).reset_index(drop=True)
+    names_of = {"name": [n.cell_type for n in found.values()], "counted_as": [n.counted_as for n in found.values()]}
+    return cells.loc[list(found)].assign(**names_of).reset_index(drop=True)
 
 
 def check_names(names: Iterable[CellName], taxonomy: Taxonomy, classes: Sequence[str]) -> None:
@@ -140,7 +147,8 @@ def _name(where: str, row: dict[str, Any]) -> CellName:
     box = None
     if all(side in row for side in SIDES):
         box = tuple(_number(where, side, _text(row[side]), float) for side in SIDES)
-    return CellName(where, texts[0], texts[1], str(number), _word(row["cell_type"]), box)
+    counted_as = _word(row[COUNTED_AS]) if all(column in row for column in ASKED) else ""
+    return CellName(where, texts[0], texts[1], str(number), _word(row["cell_type"]), box, counted_as)
 
 
 def _number(where: str, column: str, text: str, kind: Callable[[str], Any]) -> Any:

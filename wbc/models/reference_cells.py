@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +22,17 @@ class ReferenceCells:
     Columns are in the order of its card's classes. The recipe of the classifier gave them without having seen anything
     of the cell's laboratory. `own` is the laboratory that a classifier was taught for, None where it was for none: its
     cells were named by what had been taught without them. Names come of probabilities, a taxonomy and a threshold, so
-    that this serves every taxonomy.
+    that this serves every taxonomy. `weights` float32 (N,) say how many cells of its laboratory each stands for, where
+    some were likelier to be chosen than others; each stands for as many where there are none.
 
-    Raises ValueError where lengths differ, a probability is none, or `own` has no cell.
+    Raises ValueError where lengths differ, a probability or a weight is none, or `own` has no cell.
     """
 
     probabilities: NDArray[np.float16]
     cell_types: tuple[str, ...]
     laboratories: tuple[str, ...]
     own: str | None = None
+    weights: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         n, p = len(self.cell_types), self.probabilities
@@ -37,6 +40,8 @@ class ReferenceCells:
             raise ValueError(f"{n} types, {len(self.laboratories)} laboratories, probabilities {p.shape}")
         if p.dtype != np.float16 or not ((p >= 0) & (p <= 1)).all():
             raise ValueError("probabilities are not float16 between 0 and 1")
+        if self.weights is not None and not (self.weights.shape == (n,) and (self.weights > 0).all()):
+            raise ValueError(f"weights are not {n} numbers over 0")
         if self.own is not None and self.own not in self.laboratories:
             raise ValueError(f"no cell of the own laboratory {self.own!r}")
 
@@ -46,11 +51,13 @@ class ReferenceCells:
 
         types, type_of = np.unique(np.array(self.cell_types, str), return_inverse=True)
         places, place_of = np.unique(np.array(self.laboratories, str), return_inverse=True)
-        tensors = {
+        tensors: dict[str, NDArray[Any]] = {
             "probabilities": np.ascontiguousarray(self.probabilities),
             "cell_type": type_of.astype(np.int16),
             "laboratory": place_of.astype(np.int16),
         }
+        if self.weights is not None:
+            tensors["weight"] = self.weights
         words = {"cell_types": types.tolist(), "laboratories": places.tolist(), "own": self.own}
         return bytes(save(tensors, {"wbc": json.dumps(words, sort_keys=True)}))
 
@@ -69,6 +76,7 @@ class ReferenceCells:
                 tuple(words["cell_types"][i] for i in tensors["cell_type"]),
                 tuple(words["laboratories"][i] for i in tensors["laboratory"]),
                 words["own"],
+                tensors.get("weight"),
             )
         except (SafetensorError, KeyError, IndexError, TypeError) as error:
             raise ValueError(f"no reference cells: {error}") from error
@@ -87,7 +95,25 @@ class ReferenceCells:
         """The cells at a mask; `own` stays where it has any among them."""
         places = tuple(np.array(self.laboratories, object)[which])
         types = tuple(np.array(self.cell_types, object)[which])
-        return ReferenceCells(self.probabilities[which], types, places, self.own if self.own in places else None)
+        weights = None if self.weights is None else self.weights[which]
+        own = self.own if self.own in places else None
+        return ReferenceCells(self.probabilities[which], types, places, own, weights)
+
+    @property
+    def elsewhere(self) -> "ReferenceCells":
+        """The cells of all laboratories but the own one."""
+        return self.take(np.array([place != self.own for place in self.laboratories], bool))
+
+    def including(self, cells: "ReferenceCells") -> "ReferenceCells":
+        """These cells and those of one more laboratory, of the same classes; it is the own one if it is so there."""
+        weights = [np.ones(len(c.cell_types), np.float32) if c.weights is None else c.weights for c in (self, cells)]
+        return ReferenceCells(
+            np.concatenate([self.probabilities, cells.probabilities]),
+            (*self.cell_types, *cells.cell_types),
+            (*self.laboratories, *cells.laboratories),
+            cells.own,
+            np.concatenate(weights),
+        )
 
 
 def keep_reference_cells(folder: Path, cells: ReferenceCells) -> ModelCard:

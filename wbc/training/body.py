@@ -44,14 +44,17 @@ class Replay:
 class Trial:
     """What each way to teach is worth on cells that it was not taught with, and the classifier whose body learnt on.
 
-    `names` are those of the laboratory's cells held out; whether each is right (M,) as `before`, with a new `layer`
-    alone, and by the `body`. `old` are the parts right, in the same order, of `n_old` cells of the data sets `sets`.
+    `names` are those of the laboratory's cells held out, `held_out` (M,) their numbers among all; whether each is right
+    (M,) as `before`, with a new `layer` alone, and by the `body`, which gives them the class probabilities `chances`
+    (M,C). `old` are the parts right, in the same order, of `n_old` cells of the data sets `sets`.
     """
 
     names: tuple[str, ...]
     before: NDArray[np.bool_]
     layer: NDArray[np.bool_]
     body: NDArray[np.bool_]
+    chances: NDArray[np.floating]
+    held_out: NDArray[np.int64]
     n_old: int
     old: tuple[float, float, float]
     sets: tuple[str, ...]
@@ -95,13 +98,16 @@ def try_body(cells: Crops, model: LoadedModel, ref: ModelRef, replay: Replay) ->
     own = sum(weights) * SHARE / (1 - SHARE)
     drawn = list(zip([*parts, taught], [*weights, own], strict=True))
     ways = model, as_taught(model, taught, taxonomy), replace(model, module=_learnt(plan, drawn, replay.config, model))
-    before, layer, body = (named_right(others, way, taxonomy) for way in ways)
+    before, layer = (named_right(others, way, taxonomy) for way in ways[:2])
+    chances = crop_probabilities(others, ways[2])
     old_right = [np.concatenate([named_right(part, way, taxonomy) for part in old]).mean() for way in ways]
     return Trial(
         others.labels,
         before,
         layer,
-        body,
+        is_right(chances, covers(others.labels, taxonomy, plan.classes)),
+        chances,
+        held_out,
         n_old=sum(len(part.labels) for part in old),
         old=(float(old_right[0]), float(old_right[1]), float(old_right[2])),
         sets=tuple(spec.set or spec.format for spec in plan.data),

@@ -66,23 +66,33 @@ class NamedCells:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gain:
-    """What a new last layer is worth on cells that it was not fitted on: whether each is right (N,), before and after.
+    """What a new last layer is worth on cells that it was not fitted on, whose names cover classes (N,C).
 
-    `loss_before` and `loss_after` are the mean negative log probability of the cells' names; `strength` is the one by
-    which a layer is best fitted to all of them.
+    `chances_before` and `chances` are their class probabilities (N,C), `strength` is the one by which a layer is best
+    fitted to all of them.
     """
 
-    before: NDArray[np.bool_]
-    after: NDArray[np.bool_]
-    loss_before: float
-    loss_after: float
+    covers: NDArray[np.bool_]
+    chances_before: Floats
+    chances: Floats
     strength: float
+
+    @property
+    def before(self) -> NDArray[np.bool_]:
+        """Whether each cell was right before (N,)."""
+        return is_right(self.chances_before, self.covers)
+
+    @property
+    def after(self) -> NDArray[np.bool_]:
+        """Whether each cell is right after (N,)."""
+        return is_right(self.chances, self.covers)
 
     @property
     def pays(self) -> bool:
         """Whether more cells are right, or as many and the names likelier."""
-        right_before, right_after = int(self.before.sum()), int(self.after.sum())
-        return right_after > right_before or (right_after == right_before and self.loss_after < self.loss_before)
+        before, after = int(self.before.sum()), int(self.after.sum())
+        loss_before, loss = (_losses(c, self.covers).mean() for c in (self.chances_before, self.chances))
+        return after > before or bool(after == before and loss < loss_before)
 
 
 def fit(cells: NamedCells, prior: LastLayer, strength: float) -> LastLayer:
@@ -118,13 +128,7 @@ def cross_validate(cells: NamedCells, prior: LastLayer) -> Gain:
     for held_out in parts:
         best = (losses.sum(1) - losses[:, held_out].sum(1)).argmin()
         after[held_out] = chances[best, held_out]
-    return Gain(
-        before=is_right(before, cells.covers),
-        after=is_right(after, cells.covers),
-        loss_before=float(_losses(before, cells.covers).mean()),
-        loss_after=float(_losses(after, cells.covers).mean()),
-        strength=STRENGTHS[losses.sum(1).argmin()],
-    )
+    return Gain(cells.covers, before, after, STRENGTHS[losses.sum(1).argmin()])
 
 
 def is_right(probabilities: NDArray[np.floating], covers: NDArray[np.bool_]) -> NDArray[np.bool_]:

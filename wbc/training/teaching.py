@@ -15,13 +15,14 @@ from upath import UPath
 
 from wbc.cells.appearance import KnownLooks, appearance
 from wbc.cells.classify import features
-from wbc.datasets.cell_names import check_names, match, read_cell_names
+from wbc.datasets.cell_names import COUNTED_AS, NUMBER, check_names, match, read_cell_names
 from wbc.datasets.contact_sheet import draw_sheet
 from wbc.datasets.counted_cells import SIDES, Cut, cut_cells, read_cells, slide_rows, white_cells
 from wbc.datasets.crops import PATCH_PX, PATCH_UM, Crops
 from wbc.models import registry
 from wbc.models.cards import ModelCard, Teaching
 from wbc.models.last_layer import with_lower_levels
+from wbc.models.reference_cells import keep_reference_cells
 from wbc.models.registry import LoadedModel, ModelError, ModelRef
 from wbc.revision import code_revision
 from wbc.storage.atomic import staged
@@ -31,6 +32,7 @@ from wbc.taxonomy import Taxonomy, load_taxonomy, shipped_taxonomies
 from wbc.training.body import FEWEST_CELLS, Replay, Trial, try_body
 from wbc.training.choice import choose, shortlist
 from wbc.training.last_layer import NamedCells, cross_validate
+from wbc.training.own_reference import reference_of, stands_for
 from wbc.training.taught_layer import fitted, named_cells, own_layer
 
 TABLE, SHEET = "cells.csv", "cells.jpg"
@@ -66,7 +68,8 @@ class Taught:
     after.
 
     `trial` is what the body was worth, None where it was not tried. `unnamed` are the classes that no name covers: what
-    is learnt speaks against them.
+    is learnt speaks against them. `tells_misnaming` says whether these cells tell how the model misnames its
+    laboratory's: of some of them nobody knows by what they were chosen.
     """
 
     card: ModelCard
@@ -76,6 +79,7 @@ class Taught:
     trial: Trial | None
     unnamed: tuple[str, ...]
     passed_over: tuple[str, ...]
+    tells_misnaming: bool
 
     @property
     def is_new(self) -> bool:
@@ -85,19 +89,30 @@ class Taught:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Named:
-    """The cells that have names: as the last layer gets them, as the count cut them, and what a body made of them."""
+    """The cells that have names: as the last layer gets them, as the count cut them, and what a body made of them.
+
+    `weights` are how many of the laboratory's cells each stands for, None where nothing tells how they were chosen.
+    `fuller` is the classifier whose last layer is fitted.
+    """
 
     examples: NamedCells
     cut: Cut
+    fuller: LoadedModel
     trial: Trial | None
+    weights: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Chosen:
-    """The model that is saved, and whether each of some cells is right that were held out, before and after."""
+    """The model that is saved, and whether each of some cells is right that were held out, before and after.
+
+    `which` are their numbers among the named ones, `chances` the class probabilities that the model gave them, not
+    taught by them.
+    """
 
     model: LoadedModel
-    names: tuple[str, ...]
+    which: NDArray[np.int64]
+    chances: NDArray[np.floating]
     before: NDArray[np.bool_]
     after: NDArray[np.bool_]
     last_layer: Literal["fitted", "kept"]
@@ -150,15 +165,18 @@ def teach(lesson: Lesson, names: Sequence[Path], folder: Path, by: str) -> Taugh
     given = [name for path in names for name in read_cell_names(path)]
     check_names(given, subject.taxonomy, subject.model.card.classes)
     slide_ids = sorted({name.slide_id for name in given} & subject.rows.keys())
-    cells = match(given, read_cells(lesson.out, slide_ids or list(subject.rows)))
+    counted = read_cells(lesson.out, slide_ids or list(subject.rows))
+    cells = match(given, counted)
     cut = cut_cells(lesson.out, cells, subject.rows, subject.model.card)
     cells = cells.iloc[cut.rows]
     if len(cells) < FEWEST:
         without = f", and fields were passed over: {'; '.join(cut.passed_over[:3])}" if cut.passed_over else ""
         raise ValueError(f"{len(cells)} cells have names, {FEWEST} at least are needed{without}")
     named = tuple(cells["name"])
-    examples = named_cells(cut.crops, named, with_lower_levels(subject.model), subject.taxonomy)
-    return _save(lesson, subject, _Named(examples, cut, _trial(lesson, subject, cells, named)), folder, by)
+    fuller = with_lower_levels(subject.model)
+    examples = named_cells(cut.crops, named, fuller, subject.taxonomy)
+    trial, weights = _trial(lesson, subject, cells, named), stands_for(cells, white_cells(counted))
+    return _save(lesson, subject, _Named(examples, cut, fuller, trial, weights), folder, by)
 
 
 def _trial(lesson: Lesson, subject: _Subject, cells: pd.DataFrame, named: tuple[str, ...]) -> Trial | None:
@@ -188,8 +206,15 @@ def _save(lesson: Lesson, subject: _Subject, given: _Named, folder: Path, by: st
         taught=taught,
     )
     card = registry.save(folder, chosen.model.module, card, beside)
+    held_out = tuple(names[i] for i in chosen.which)
+    weights = None if given.weights is None else given.weights[chosen.which]
+    is_own = chosen.last_layer == "fitted"
+    reference = reference_of(subject.ref, chosen.chances, held_out, weights, taught.out, is_own=is_own)
+    if reference is not None:
+        card = keep_reference_cells(folder, reference)
     unnamed = tuple(name for i, name in enumerate(card.classes) if not given.examples.covers[:, i].any())
-    return Taught(card, chosen.names, chosen.before, chosen.after, given.trial, unnamed, given.cut.passed_over)
+    seen = given.trial, unnamed, given.cut.passed_over
+    return Taught(card, held_out, chosen.before, chosen.after, *seen, tells_misnaming=weights is not None)
 
 
 def _chosen(subject: _Subject, given: _Named) -> _Chosen:
@@ -197,12 +222,12 @@ def _chosen(subject: _Subject, given: _Named) -> _Chosen:
     trial, examples, model = given.trial, given.examples, subject.model
     if trial is not None and trial.pays:
         body = replace(model, module=trial.module)
-        return _Chosen(body, trial.names, trial.before, trial.body, "fitted", trial.sets)
-    fuller = with_lower_levels(model)
-    gain = cross_validate(examples, own_layer(fuller))
+        return _Chosen(body, trial.held_out, trial.chances, trial.before, trial.body, "fitted", trial.sets)
+    gain, every = cross_validate(examples, own_layer(given.fuller)), np.arange(len(examples.names))
     if not gain.pays:
-        return _Chosen(model, examples.names, gain.before, gain.after, "kept")
-    return _Chosen(fitted(fuller, examples, gain.strength), examples.names, gain.before, gain.after, "fitted")
+        return _Chosen(model, every, gain.chances_before, gain.before, gain.after, "kept")
+    new = fitted(given.fuller, examples, gain.strength)
+    return _Chosen(new, every, gain.chances, gain.before, gain.after, "fitted")
 
 
 def _subject(lesson: Lesson) -> _Subject:
@@ -261,7 +286,7 @@ def _table(cells: pd.DataFrame) -> bytes:
     """The CSV to fill in, a line for each cell as the sheet numbers them."""
     sink = io.StringIO(newline="")
     writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(("number", "slide_id", "field", "cell_id", "predicted_type", "type_score", "cell_type", *SIDES))
+    writer.writerow((NUMBER, "slide_id", "field", "cell_id", COUNTED_AS, "type_score", "cell_type", *SIDES))
     for number, cell in enumerate(cells.to_dict("records"), 1):
         score = "" if pd.isna(cell["type_score"]) else f"{cell['type_score']:.2f}"
         found = (number, cell["slide_id"], cell["field"], cell["cell_id"], cell["cell_type"], score, "")

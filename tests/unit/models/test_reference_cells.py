@@ -32,6 +32,9 @@ def model(tmp_path: Path) -> Path:
 
 def same(a: ReferenceCells, b: ReferenceCells) -> bool:
     rest = (a.cell_types, a.laboratories, a.own) == (b.cell_types, b.laboratories, b.own)
+    rest = rest and np.array_equal(
+        a.weights if a.weights is not None else [], b.weights if b.weights is not None else []
+    )
     return rest and bool((a.probabilities == b.probabilities).all()) and b.probabilities.dtype == np.float16
 
 
@@ -51,6 +54,20 @@ def test_the_same_cells_are_the_same_file_and_without_an_own_laboratory_there_is
     strangers = replace(CELLS, own=None)
     assert strangers.to_bytes() == strangers.to_bytes() != CELLS.to_bytes()
     assert ReferenceCells.from_bytes(strangers.to_bytes()).own is None
+
+
+def test_what_cells_stand_for_is_kept_and_changes_no_file_without() -> None:
+    weighed = replace(CELLS, weights=np.array([1, 2.5, 4], np.float32))
+    assert same(ReferenceCells.from_bytes(weighed.to_bytes()), weighed)
+    assert not same(weighed, CELLS)
+    assert ReferenceCells.from_bytes(CELLS.to_bytes()).weights is None
+    assert same(weighed.take(np.array([True, False, True])), CELLS.take(np.array([True, False, True]))) is False
+
+
+def test_elsewhere_is_all_but_the_own_laboratory() -> None:
+    assert CELLS.elsewhere.laboratories == ("there", "there")
+    assert CELLS.elsewhere.own is None
+    assert same(replace(CELLS, own=None).elsewhere, replace(CELLS, own=None))
 
 
 def test_other_weights_are_saved_without_them(model: Path) -> None:
@@ -99,6 +116,9 @@ def test_what_holds_no_reference_cells_says_so(content: bytes) -> None:
     [
         ({"cell_types": ("lymphocyte",)}, "1 types"),
         ({"laboratories": ("here",)}, "1 laboratories"),
+        ({"weights": np.ones(2, np.float32)}, "weights are not 3 numbers over 0"),
+        ({"weights": np.array([1, 0, 2], np.float32)}, "weights are not 3 numbers over 0"),
+        ({"weights": np.array([1, np.nan, 2], np.float32)}, "weights are not 3 numbers over 0"),
         ({"own": "nowhere"}, "no cell of the own laboratory 'nowhere'"),
         ({"probabilities": np.full((3, 2), np.nan, np.float16)}, "between 0 and 1"),
         ({"probabilities": np.full((3, 2), 0.5)}, "float16"),

@@ -22,5 +22,6 @@ def test_a_body_is_taken_where_it_gains_more_and_forgets_little(
     before: int, layer: int, body: int, old_after: float, gains: bool, forgets: bool
 ) -> None:
     right = [np.arange(10) < n for n in (before, layer, body)]
-    trial = Trial(("blast",) * 10, *right, 100, (0.9, 0.2, old_after), ("Elsewhere",), nn.Identity())
+    old = 100, (0.9, 0.2, old_after), ("Elsewhere",)
+    trial = Trial(("blast",) * 10, *right, np.zeros((10, 2)), np.arange(10), *old, nn.Identity())
     assert (trial.gains, trial.forgets, trial.pays) == (gains, forgets, gains and not forgets)

@@ -141,11 +141,16 @@ def test_names_that_mean_nothing_gain_nothing() -> None:
 
 
 def test_fewer_right_never_pays_however_likely_the_names() -> None:
-    right = np.array([True, True, False])
-    assert not Gain(right, np.array([True, False, False]), 2.0, 0.1, 0.01).pays
-    assert Gain(right, right, 2.0, 1.9, 0.01).pays
-    assert not Gain(right, right, 2.0, 2.0, 0.01).pays
-    assert Gain(right, np.array([True, True, True]), 2.0, 3.0, 0.01).pays
+    covers = np.tile([True, False], (3, 1))
+
+    def pays(before: list[float], after: list[float]) -> bool:
+        chances, later = (np.stack([np.array(c), 1 - np.array(c)], 1) for c in (before, after))
+        return Gain(covers, chances, later, 0.01).pays
+
+    assert not pays([0.6, 0.6, 0.1], [0.99, 0.49, 0.49])
+    assert pays([0.6, 0.6, 0.1], [0.6, 0.6, 0.2])
+    assert not pays([0.6, 0.6, 0.1], [0.6, 0.6, 0.1])
+    assert pays([0.99, 0.99, 0.49], [0.51, 0.51, 0.51])
 
 
 def test_each_cell_is_held_out_once_and_kinds_are_spread() -> None:
