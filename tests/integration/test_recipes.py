@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from wbc.configs import read_toml
 from wbc.models import builders, registry
+from wbc.models.reference_cells import ReferenceCells, keep_reference_cells, read_reference_cells
 from wbc.revision import code_revision, file_revision
 from wbc.synth.smear import SmearSettings, render_slides
 from wbc.training.classifier import ClassifierConfig, train_classifier
@@ -157,6 +158,9 @@ def test_a_classifier_starts_from_another_and_its_frozen_parts_stay(data: Path, 
     pd.read_parquet(data / "cells.parquet").to_parquet(data / "coarse.parquet")
     first = classifier_config(tmp_path / "first.toml", 4)
     train_classifier(first, data, tmp_path / "first", "cpu")
+    keep_reference_cells(
+        tmp_path / "first", ReferenceCells(np.zeros((1, 3), np.float16), ("lymphocyte",), ("elsewhere",))
+    )
     config = tmp_path / "second.toml"
     text = first.read_text().replace('"lymphocyte"]', '"lymphocyte", "monocyte"]')
     start = f'start = "{tmp_path / "first"}"\nfrozen = ["conv_stem", "bn1", "blocks.0"]\n'
@@ -167,6 +171,7 @@ def test_a_classifier_starts_from_another_and_its_frozen_parts_stay(data: Path, 
     card = train_classifier(config, data, tmp_path / "second", "cpu")
     assert card.classes[-1] == "monocyte"
     assert [parent.reference for parent in card.parents] == [str(tmp_path / "first")]
+    assert card.reference_sha256 == ""  # of other classes
     before, after = (load_file(tmp_path / model / registry.WEIGHTS) for model in ("first", "second"))
     assert before.keys() == after.keys()
     same = {
@@ -183,7 +188,14 @@ def test_lower_levels_are_learnt_upon_frozen_parts_of_a_classifier_without(data:
     config, text = tmp_path / "second.toml", first.read_text()
     text = text.replace("[model]", "[model]\nlower_levels = true")
     config.write_text(f'start = "{tmp_path / "first"}"\nfrozen = ["conv_stem", "bn1", "blocks.0"]\n{text}')
-    train_classifier(config, data, tmp_path / "second", "cpu")
+    cells = ReferenceCells(np.full((4, 3), 0.25, np.float16), ("lymphocyte",) * 4, ("a", "a", "b", "b"))
+    keep_reference_cells(tmp_path / "first", cells)
+    card = train_classifier(config, data, tmp_path / "second", "cpu")
+    ref, read = registry.resolve(str(tmp_path / "second"), "classifier")
+    assert card == read
+    inherited = read_reference_cells(ref)
+    assert inherited is not None
+    assert inherited.to_bytes() == cells.to_bytes()
     before, after = (load_file(tmp_path / model / registry.WEIGHTS) for model in ("first", "second"))
     stem = "conv_stem.weight"
     assert torch.equal(before[stem], after[f"backbone.{stem}"])

@@ -132,6 +132,16 @@ def keep_reference_cells(folder: Path, cells: ReferenceCells) -> ModelCard:
     return card
 
 
+def inherited_cells(card: ModelCard) -> ReferenceCells | None:
+    """The reference cells of the one model that a classifier learnt on from; None where it has none, or other classes.
+
+    They say how cells of laboratories that were left out were named before, which nobody has measured since.
+    """
+    if len(card.parents) != 1 or read_card(card.parents[0].reference).classes != card.classes:
+        return None
+    return read_reference_cells(card.parents[0])
+
+
 def read_reference_cells(ref: ModelRef) -> ReferenceCells | None:
     """The reference cells of a model; None where it has none. Raises ModelError as `reference_content` does."""
     content = reference_content(ref)

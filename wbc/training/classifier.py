@@ -20,6 +20,7 @@ from wbc.datasets.crops import Crops
 from wbc.models import registry
 from wbc.models.cards import ModelCard
 from wbc.models.imagenet import MEAN, STD
+from wbc.models.reference_cells import inherited_cells, keep_reference_cells
 from wbc.models.registry import LoadedModel
 from wbc.revision import code_revision, file_revision
 from wbc.taxonomy import NOT_A_WHITE_CELL, label_matrix, load_taxonomy
@@ -43,6 +44,7 @@ class ClassifierConfig:
     `model` holds the builder's arguments; `imagenet` says whether the backbone starts from packaged ImageNet weights,
     `start` names a classifier to start from instead, and `frozen` parts that keep what they start from, batch
     statistics included (timm's names, with or without a dot at their end).
+    A model of the same classes hands on its reference cells: what strangers' cells were named by its recipe.
     `loss` and `sampler` say what a wrong answer costs and how often each kind is drawn.
     Coarse labels of `data` train through the tree of `taxonomy`. A cell that the classifier names with a probability
     below `threshold` is unidentified; on a slide that looks like none of `data`, below `stranger_threshold`, which may
@@ -124,6 +126,7 @@ def train_as_planned(
 
 def _train(plan: ClassifierConfig, config: Path, data: Path, out: Path, device: str) -> ModelCard:
     card, model = untaught(plan, config)
+    reference = inherited_cells(card)  # now: by the end a champion may be another
     crops = [read_crops(spec, data) for spec in plan.data]
     looks = _looks(crops, card)
     drawn = [(part, spec.weight) for part, spec in zip(crops, plan.data, strict=True)]
@@ -134,7 +137,8 @@ def _train(plan: ClassifierConfig, config: Path, data: Path, out: Path, device: 
         return card
     card = registry.save(out, trained, card, looks.arrays())
     card = replace(card, metrics=measure_classifier(plan.measure, data, out, device))
-    return registry.save(out, trained, card, looks.arrays())
+    card = registry.save(out, trained, card, looks.arrays())
+    return card if reference is None else keep_reference_cells(out, reference)
 
 
 def learn(
