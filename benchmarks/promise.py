@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from benchmarks.common import Claim, Report, Row, parser, show
-from wbc.cells.certainty import FEWEST_CELLS, FEWEST_LABORATORIES, certainty_of, is_right
+from wbc.cells.certainty import FEWEST_CELLS, FEWEST_LABORATORIES, certainty_of, verdicts
 from wbc.cells.naming import name_cells
 from wbc.evaluation.reliability import reliability_of
 from wbc.models.reference_cells import ReferenceCells, read_reference_cells
@@ -32,7 +32,7 @@ def promised(cells: ReferenceCells, classes: tuple[str, ...], taxonomy: Taxonomy
     """
     places, found = np.array(cells.laboratories, object), {}
     for kind in _roots(classes, taxonomy):
-        is_kind = is_right(cells.cell_types, kind, taxonomy)
+        is_kind = verdicts(cells.cell_types, kind, taxonomy) == 1
         for score in SCORES:
             named = name_cells(cells.probabilities, classes, taxonomy, {kind: score}).types == kind
             of_places = [named & (places == place) for place in sorted(set(places))]
@@ -54,7 +54,7 @@ def figures(
     certainty = certainty_of(known, others.cell_types, others.laboratories, taxonomy)
     named, right = given.types != UNIDENTIFIED, np.zeros(len(given.types), bool)
     for name in set(given.types[named]):
-        right |= (given.types == name) & is_right(cells.cell_types, name, taxonomy)
+        right |= (given.types == name) & (verdicts(cells.cell_types, name, taxonomy) == 1)
     told, own = (
         reliability_of(n.scores[named].astype(np.float64), right[named]).ece for n in (certainty.of(given), given)
     )

@@ -50,23 +50,30 @@ def certainty_of(
     """
     places, lines = np.array(laboratories, object), {}
     for name in sorted(set(named.types) - {UNIDENTIFIED, NOT_A_WHITE_CELL}):
-        is_so = named.types == name
-        told = [is_so & (places == place) for place in sorted(set(laboratories))]
-        told = [which for which in told if which.sum() >= FEWEST_CELLS]
+        right = verdicts(cell_types, name, taxonomy)
+        is_so = (named.types == name) & np.isfinite(right)
+        told = [np.flatnonzero(is_so & (places == place)) for place in sorted(set(laboratories))]
+        told = [rows for rows in told if len(rows) >= FEWEST_CELLS]
         if len(told) < FEWEST_LABORATORIES:
             continue
-        rows = np.concatenate([np.flatnonzero(which) for which in told])
-        weights = np.concatenate([np.full(which.sum(), 1 / which.sum() / len(told)) for which in told])
-        right, scores = is_right(cell_types, name, taxonomy)[rows].astype(float), named.scores[rows].astype(float)
-        middle, share = float(weights @ scores), float(weights @ right)
+        rows = np.concatenate(told)
+        weights = np.concatenate([np.full(len(r), 1 / len(r) / len(told)) for r in told])
+        scores = named.scores[rows].astype(float)
+        middle, share = float(weights @ scores), float(weights @ right[rows])
         off = scores - middle
-        slope = (weights @ (off * right)) / (weights @ off**2 + FLATTENING / len(told))
+        slope = (weights @ (off * right[rows])) / (weights @ off**2 + FLATTENING / len(told))
         lines[name] = (middle, share, float(slope))
     return Certainty(lines)
 
 
-def is_right(cell_types: Sequence[str], name: str, taxonomy: Taxonomy) -> NDArray[np.bool_]:
-    """Whether each true type (N,) is `name` or below it or, where labels are as coarse, one that `name` lies below."""
-    kinds = {t for t in set(cell_types) if taxonomy.knows(t)}
-    covered = {t for t in kinds if taxonomy.is_a(t, name) or taxonomy.is_a(name, t)}
-    return np.array([t in covered for t in cell_types], bool)
+def verdicts(cell_types: Sequence[str], name: str, taxonomy: Taxonomy) -> NDArray[np.float64]:
+    """Whether each cell's true type (N,) is `name` or below it, 1 or 0; NaN where a type is too coarse or not known."""
+    of_type = {t: _verdict(t, name, taxonomy) for t in set(cell_types)}
+    return np.array([of_type[t] for t in cell_types], np.float64)
+
+
+def _verdict(true: str, name: str, taxonomy: Taxonomy) -> float:
+    is_known = taxonomy.knows(true)
+    if is_known and taxonomy.is_a(true, name):
+        return 1.0
+    return 0.0 if is_known and not taxonomy.is_a(name, true) else float("nan")

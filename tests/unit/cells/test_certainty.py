@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from wbc.cells.certainty import FLATTENING, Certainty, certainty_of, is_right
+from wbc.cells.certainty import FLATTENING, Certainty, certainty_of, verdicts
 from wbc.taxonomy import UNIDENTIFIED, load_taxonomy
 from wbc.types import CellNames
 
@@ -53,7 +53,11 @@ def test_what_too_few_cells_of_too_few_laboratories_tell_is_left_as_it_is() -> N
     np.testing.assert_array_equal(told.of(cells).second_scores, cells.second_scores)
 
 
-def test_a_label_as_coarse_as_the_name_or_finer_is_right() -> None:
+def test_a_label_that_is_coarser_than_the_name_tells_nothing() -> None:
     true = ["neutrophil", "band_neutrophil", "segmented_neutrophil", "monocyte", "no such type"]
-    assert is_right(true, "neutrophil", BLOOD).tolist() == [True, True, True, False, False]
-    assert is_right(true, "band_neutrophil", BLOOD).tolist() == [True, True, False, False, False]
+    np.testing.assert_array_equal(verdicts(true, "neutrophil", BLOOD), [1, 1, 1, 0, np.nan])
+    np.testing.assert_array_equal(verdicts(true, "band_neutrophil", BLOOD), [np.nan, 1, 0, 0, np.nan])
+    coarse = ["neutrophil"] * 20 + ["band_neutrophil"] * 4 + ["segmented_neutrophil"] * 6
+    cells = named(["band_neutrophil"] * 60, [0.7] * 60)
+    told = certainty_of(cells, coarse * 2, ["a"] * 30 + ["b"] * 30, BLOOD)
+    assert told.lines["band_neutrophil"][1] == pytest.approx(0.4)
