@@ -37,6 +37,12 @@ def test_surer_names_stay_surer() -> None:
     assert 0.7 < low < 0.75 < high < 0.8
 
 
+def test_where_surer_names_are_wrong_more_often_all_are_worth_the_same() -> None:
+    scores, true = [0.6] * 20 + [0.9] * 20, ["monocyte"] * 20 + ["lymphocyte"] * 20
+    told = certainty_of(named(["monocyte"] * 80, scores * 2), true * 2, ["a"] * 40 + ["b"] * 40, BLOOD)
+    assert told.lines["monocyte"] == pytest.approx((0.75, 0.5, 0.0))
+
+
 def test_scores_stay_probabilities_and_the_second_type_gets_its_part_of_what_is_left() -> None:
     steep = Certainty({"monocyte": (0.5, 0.9, 1.0)})
     told = steep.of(named(["monocyte", "monocyte", "monocyte"], [0.4, 0.9, 1.0]))
