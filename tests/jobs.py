@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
 from wbc.storage.slides import discover
 from wbc.taxonomy import load_taxonomy
+from wbc.types import Slide
 
 DARK_CARD = ModelCard(
     name="painted",
@@ -68,3 +70,14 @@ def temporaries(out: UPath) -> list[str]:
     """What a run has no business to leave in OUT: half-written files and pixels."""
     files = (p for p in out.rglob("*") if p.is_file())
     return sorted(str(p) for p in files if p.name.endswith(".tmp") or ".zarr/" in str(p) or "pixels/" in str(p))
+
+
+def only(root: UPath) -> Slide:
+    """The one slide below a folder."""
+    (slide,) = discover(root)
+    return slide
+
+
+def row(out: UPath, slide_id: str = "s1") -> dict[str, Any]:
+    """A slide's row in `slides`, as pandas reads it."""
+    return dict(pd.read_parquet(BytesIO((out / "slides" / f"{slide_id}.parquet").read_bytes())).iloc[0])

@@ -25,6 +25,12 @@ def threads() -> Iterator[Executor]:
         yield executor
 
 
+@pytest.fixture
+def out(tmp_path: Path) -> UPath:
+    """Where a count writes."""
+    return UPath(tmp_path / "out")
+
+
 @pytest.fixture(scope="module")
 def scheduler() -> Iterator[str]:
     """The address of a running Dask cluster of one worker."""

@@ -3,8 +3,7 @@
 import io
 import json
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,12 +76,6 @@ def kinds(tmp_path: Path) -> Path:
         threshold=0.5,
     )
     return tmp_path / "kinds"
-
-
-@pytest.fixture
-def threads() -> Iterator[Executor]:
-    with ThreadPoolExecutor(2) as pool:
-        yield pool
 
 
 def reference_cells() -> ReferenceCells:

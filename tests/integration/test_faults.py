@@ -4,14 +4,14 @@ import resource
 import shutil
 import signal
 from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from jobs import make_job
+from jobs import make_job, only
 from painted import make_slide
 from upath import UPath
 
@@ -21,24 +21,7 @@ from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
 from wbc.models.registry import ModelError
 from wbc.storage.layout import Layout
-from wbc.storage.slides import discover
 from wbc.types import Slide
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> UPath:
-    return UPath(tmp_path / "out")
-
-
-@pytest.fixture(scope="module")
-def threads() -> Iterator[Executor]:
-    with ThreadPoolExecutor(2) as executor:
-        yield executor
-
-
-def only(root: UPath) -> Slide:
-    (slide,) = discover(root)
-    return slide
 
 
 def contents(folder: UPath) -> dict[str, bytes]:

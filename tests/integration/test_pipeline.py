@@ -1,10 +1,8 @@
 """The way of one slide, from a folder of fields to tables that pandas reads, on any executor and file system."""
 
 import os
-from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import replace
-from io import BytesIO
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -13,46 +11,20 @@ from uuid import uuid4
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import zarr
-from jobs import make_job
+from jobs import make_job, only, row
 from painted import make_slide
 from PIL import Image
 from upath import UPath
 
 from benchmarks.counted import read_tables
-from wbc.cells import classify as cell_names
 from wbc.cells.scale import WHOLE_RED_CELL_UM
 from wbc.cells.tiles import TileSettings
 from wbc.counting import worker
-from wbc.counting.slide import CountSettings, SlideOutcome, WorkSettings, count_slide, is_counted, unchanged
-from wbc.models import builders, registry
-from wbc.models.cards import ModelCard
-from wbc.models.registry import LoadedModel, ModelRef
+from wbc.counting.slide import CountSettings, WorkSettings, count_slide, is_counted
+from wbc.models.registry import ModelRef
 from wbc.storage import tables
-from wbc.storage.slides import discover
 from wbc.taxonomy import load_taxonomy
-from wbc.types import Slide
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> UPath:
-    return UPath(tmp_path / "out")
-
-
-@pytest.fixture(scope="module")
-def threads() -> Iterator[Executor]:
-    with ThreadPoolExecutor(2) as executor:
-        yield executor
-
-
-def only(root: UPath) -> Slide:
-    (slide,) = discover(root)
-    return slide
-
-
-def row(out: UPath, slide_id: str = "s1") -> dict[str, Any]:
-    return dict(pd.read_parquet(BytesIO((out / "slides" / f"{slide_id}.parquet").read_bytes())).iloc[0])
 
 
 def assert_equal(seen: dict[str, pd.DataFrame], expected: dict[str, pd.DataFrame]) -> None:
@@ -301,163 +273,7 @@ def test_a_scale_that_nothing_tells_is_flagged(painted_slide: UPath, out: UPath,
 # Bad fields and empty slides
 
 
-def test_a_bad_field_costs_itself_alone_and_is_named(painted_slide: UPath, out: UPath, threads: Executor) -> None:
-    whole = (painted_slide / "f001.png").read_bytes()
-    (painted_slide / "a text.jpg").write_bytes(b"dear laboratory")
-    (painted_slide / "empty.png").write_bytes(b"")
-    (painted_slide / "f001.png").write_bytes(whole[: len(whole) // 2])
-    job = make_job(out)
-    outcome = count_slide(only(painted_slide), job, threads)
-    assert [f.field for f in outcome.failed_fields] == ["a text.jpg", "empty.png", "f001.png"]
-    assert all(f.reason for f in outcome.failed_fields)
-    assert (outcome.status, outcome.n_fields, outcome.n_cells) == ("counted", 5, 12)
-    recorded = [(f["field"], f["reason"]) for f in row(out)["failed_fields"]]
-    assert recorded == [(f.field, f.reason) for f in outcome.failed_fields]
-    assert row(out)["n_fields_failed"] == 3
-    assert "fields_failed" in row(out)["flags"]
-    (painted_slide / "f001.png").write_bytes(whole)
-    assert not is_counted(only(painted_slide), job)
-    assert count_slide(only(painted_slide), job, threads).n_cells == 18
-
-
-def test_a_field_that_vanishes_on_the_way_is_named(painted_slide: UPath, out: UPath, threads: Executor) -> None:
-    slide = only(painted_slide)
-    (painted_slide / "f000.png").unlink()
-    outcome = count_slide(slide, make_job(out), threads)
-    assert ([f.field for f in outcome.failed_fields], outcome.n_cells) == (["f000.png"], 13)
-    assert not is_counted(slide, make_job(out))
-
-
-def assert_empty(out: UPath, outcome: SlideOutcome, read: dict[str, pd.DataFrame], reason: str = "") -> None:
-    assert (outcome.status, outcome.reason, outcome.n_cells) == ("failed" if reason else "counted", reason, 0)
-    assert row(out)["reason"] == reason if reason else pd.isna(row(out)["reason"])
-    assert ("slide_failed" in row(out)["flags"]) == bool(reason)
-    assert len(read["cells"]) == 0
-    assert (read["differentials"]["count"] == 0).all()
-    assert read["differentials"][["percent", "ci_low", "ci_high"]].isna().all(axis=None)
-    assert "no_cells" in row(out)["flags"]
-
-
-def test_a_slide_of_bad_fields_alone_is_a_row_that_names_them(tmp_path: Path, out: UPath, threads: Executor) -> None:
-    (tmp_path / "slides" / "s1").mkdir(parents=True)
-    for name in ("a.jpg", "b.png"):
-        (tmp_path / "slides" / "s1" / name).write_bytes(b"no picture")
-    slide = only(UPath(tmp_path / "slides" / "s1"))
-    outcome = count_slide(slide, make_job(out), threads)
-    reason = "no field could be counted; the first, a.jpg: is no JPEG, PNG, TIFF or BMP image"
-    assert_empty(out, outcome, read_tables(out), reason)
-    assert [f["field"] for f in row(out)["failed_fields"]] == ["a.jpg", "b.png"]
-    assert row(out)["n_fields_failed"] == 2
-    assert is_counted(slide, make_job(out))
-    assert unchanged(slide, out) == replace(outcome, seconds=0.0)
-
-
-def test_a_slide_without_an_image_is_a_row_that_says_so(tmp_path: Path, out: UPath, threads: Executor) -> None:
-    make_slide(UPath(tmp_path / "slides" / "s2"), 1)
-    (tmp_path / "slides" / "s1").mkdir(parents=True)
-    slide, _ = discover(UPath(tmp_path / "slides"))
-    outcome = count_slide(slide, make_job(out), threads)
-    assert_empty(out, outcome, read_tables(out), "the folder holds no image")
-    assert (row(out)["n_fields"], row(out)["n_fields_failed"]) == (0, 0)
-    assert "fields_failed" not in row(out)["flags"]
-    assert is_counted(slide, make_job(out))
-    assert unchanged(slide, out) == replace(outcome, seconds=0.0)
-
-
-def test_fields_without_a_cell_are_counted_to_nothing(tmp_path: Path, out: UPath, threads: Executor) -> None:
-    (tmp_path / "slides" / "s1").mkdir(parents=True)
-    Image.new("RGB", (320, 240), "white").save(tmp_path / "slides" / "s1" / "white.png")
-    outcome = count_slide(only(UPath(tmp_path / "slides" / "s1")), make_job(out), threads)
-    assert_empty(out, outcome, read_tables(out))
-    assert outcome.failed_fields == ()
-
-
 # White cells
-
-
-@pytest.fixture(scope="module")
-def white(dark_card: ModelCard, tmp_path_factory: pytest.TempPathFactory) -> ModelRef:
-    """The painted cells' detector, calling them white cells."""
-    card = replace(dark_card, classes=("wbc",))
-    folder = tmp_path_factory.mktemp("white")
-    registry.save(folder, builders.build(card), card)
-    return registry.resolve(str(folder), "detector")[0]
-
-
-def always_four_to_one(folder: Path, threshold: float) -> ModelRef:
-    """A classifier that says, of whatever it sees, lymphocyte rather than monocyte."""
-    card = ModelCard(
-        name="kinds",
-        version="1",
-        task="classifier",
-        builder="crop_classifier",
-        arguments={"backbone": "test_efficientnet"},
-        classes=("monocyte", "lymphocyte"),
-        um_per_px=0.4,
-        input_px=32,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        sha256="",
-        threshold=threshold,
-    )
-    module = builders.build(card)
-    with torch.no_grad():
-        module.get_parameter("classifier.weight").zero_()
-        module.get_parameter("classifier.bias").copy_(torch.tensor([0.0, 1.386]))
-    registry.save(folder, module, card)
-    return registry.resolve(str(folder), "classifier")[0]
-
-
-@pytest.mark.parametrize(("threshold", "kind"), [(0.0, "lymphocyte"), (0.99, "unidentified")])
-def test_white_cells_are_named_or_left_unidentified(
-    painted_slide: UPath,
-    out: UPath,
-    tmp_path: Path,
-    threads: Executor,
-    white: ModelRef,
-    threshold: float,
-    kind: str,
-) -> None:
-    classifier = always_four_to_one(tmp_path / "kinds", threshold)
-    count_slide(only(painted_slide), make_job(out, detector=white, classifier=classifier), threads)
-    read = read_tables(out)
-    assert set(read["cells"]["cell_type"]) == {kind}
-    assert read["cells"]["type_score"].to_numpy() == pytest.approx(0.8, abs=0.01)
-    counts = read["differentials"].set_index("cell_type")
-    assert (counts["count"][kind], counts["percent"][kind]) == (18, 100)
-    assert row(out)["n_differential"] == 18
-    assert row(out)["n_unidentified"] == (18 if kind == "unidentified" else 0)
-
-
-def test_a_field_whose_probabilities_are_no_numbers_fails_by_name(
-    painted_slide: UPath,
-    out: UPath,
-    tmp_path: Path,
-    threads: Executor,
-    white: ModelRef,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def broken(crops: np.ndarray, model: LoadedModel) -> np.ndarray:
-        return np.full((len(crops), 2), np.nan, np.float32)
-
-    monkeypatch.setattr(cell_names, "predict", broken)
-    classifier = always_four_to_one(tmp_path / "kinds", 0.0)
-    outcome = count_slide(only(painted_slide), make_job(out, detector=white, classifier=classifier), threads)
-    assert outcome.status == "failed"
-    reasons = {failed["field"]: failed["reason"] for failed in row(out)["failed_fields"]}
-    assert reasons["f000.png"] == "5 of 5 cells have probabilities that are not numbers (kinds)"
-    assert {*reasons} == {"f000.png", "f001.png", "f002.png"}
-    assert row(out)["n_cells"] == 0
-
-
-def test_without_a_classifier_white_cells_are_unidentified(
-    painted_slide: UPath, out: UPath, threads: Executor, white: ModelRef
-) -> None:
-    count_slide(only(painted_slide), make_job(out, detector=white), threads)
-    cells = read_tables(out)["cells"]
-    assert set(cells["cell_type"]) == {"unidentified"}
-    assert cells["type_score"].isna().all()
-    assert "unidentified_over_10_percent" in row(out)["flags"]
 
 
 def test_the_tables_have_the_columns_that_others_read(painted_slide: UPath, out: UPath, threads: Executor) -> None:
