@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from distributed import LocalCluster
 from fixture_types import RunFlow
+from painted import make_slide
 from upath import UPath
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -44,3 +45,14 @@ def run_flow(prefect_server: str, dask_threads: str, dark_folder: Path) -> RunFl
         return count_slides(str(slides), str(out), **options | {"device": "cpu"} | changes)
 
     return run
+
+
+@pytest.fixture
+def slides(tmp_path: Path) -> UPath:
+    """A slide of nine fields (two chunks), one of two of which one is a text, and a folder without images."""
+    root = UPath(tmp_path / "slides")
+    make_slide(root / "long", 9)
+    make_slide(root / "mixed", 2)
+    (root / "mixed" / "notes [1].jpg").write_text("no picture")
+    (root / "empty").mkdir()
+    return root

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
+from counted_runs import assert_equal
 from fixture_types import RunFlow
 from jobs import temporaries
 from painted import make_slide
@@ -26,7 +27,6 @@ pytestmark = [pytest.mark.dask, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 ROUNDS, KILLS_A_ROUND = 10, 2
-Tables = dict[str, pd.DataFrame]
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +86,6 @@ def assert_whole(out: UPath) -> int:
         counts = pd.read_parquet((out / "differentials" / path.name).path)
         assert counts.set_index("cell_type")["count"]["rbc"] == n_cells
     return len(rows)
-
-
-def assert_equal(found: Tables, expected: Tables) -> None:
-    for kind, table in expected.items():
-        pd.testing.assert_frame_equal(found[kind], table)
 
 
 def test_killed_at_any_moment_and_run_again_the_tables_are_the_same(
