@@ -10,9 +10,8 @@ from wbc.taxonomy import NOT_A_WHITE_CELL, UNIDENTIFIED, Taxonomy
 from wbc.types import Differential, DifferentialRow
 from wbc.unfolding import Confusion, Shares, unfold
 
-CHOSEN = (
-    0.5  # at 1 the limits of two laboratories held the truth in 0.93 to 0.99 of slides: benchmarks/taught_limits.py
-)
+# At 1 the limits of two laboratories held the truth in 0.93 to 0.99 of slides: benchmarks/taught_limits.py.
+CHOSEN = 0.5
 
 
 def confusion_of(

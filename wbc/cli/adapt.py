@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 UNNAMED = "the model will say so less often than before. If the laboratory has such cells, name some of them, too"
 UNTOLD = (
-    "not all of these cells are from a table that wbc adapt wrote, and nothing tells by what the others were chosen: "
-    "how often the model misnames cells is taken from laboratories that {parent} had not seen"
+    "not all of these cells are from a table that wbc adapt wrote, with few lines left empty, and nothing tells by "
+    "what the others were chosen: how often the model misnames cells is taken from laboratories that {parent} had not "
+    "seen"
 )
 FORGETS = "this laboratory alone taught it, and it may name other laboratories' cells worse: count theirs with {parent}"
 

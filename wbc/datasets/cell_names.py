@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from wbc.taxonomy import Taxonomy, label_matrix
 
 COLUMNS = ("slide_id", "field", "cell_id", "cell_type")
 NUMBER, COUNTED_AS = ASKED = ("number", "predicted_type")  # what the table has, too, by which `wbc adapt` asks
+FILLED_IN = 0.8  # of such a table's lines: where more are empty, it may be the wrong ones alone that have names
 MOST_NAMED = 3
 NEAR_PX = 1.0
 
@@ -23,8 +24,9 @@ NEAR_PX = 1.0
 class CellName:
     """A cell's name as a file has it: `where` is file and line; `box` is None where the file has none.
 
-    `counted_as` is what the count called the cell where a table of `wbc adapt` asked for its name, else "": such a
-    table asks for so many of each type, whether right or wrong; nothing tells by what cells were chosen elsewhere.
+    `counted_as` is what the count called the cell where a table of `wbc adapt`, filled in for the most part, asked for
+    its name, else "": such a table asks for so many of each type, whether right or wrong; nothing tells by what cells
+    were chosen elsewhere.
     """
 
     where: str
@@ -46,7 +48,8 @@ def read_cell_names(path: Path) -> list[CellName]:
         rows = list(_parquet_rows(path) if path.suffix == ".parquet" else _csv_rows(path))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return [_name(where, row) for where, row in rows if _word(row["cell_type"])]
+    names = [_name(where, row) for where, row in rows if _word(row["cell_type"])]
+    return names if len(names) >= FILLED_IN * len(rows) else [replace(name, counted_as="") for name in names]
 
 
 def match(names: Sequence[CellName], cells: pd.DataFrame) -> pd.DataFrame:
