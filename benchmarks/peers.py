@@ -2,8 +2,8 @@
 
 Run by an environment that has `benchmarks/peers-requirements.txt`. Each way is a process of its own that is warmed up
 once, and then asked for all fields, round by round; a figure is the median of its rounds. Fields are scaled to the
-detector's scale beforehand, alike for all. Ray's workers end with each round and leave no account of their time: what
-the whole machine was busy for, which is to be idle but for this, tells it.
+detector's scale beforehand, alike for all. Ray starts a worker in each round: more `--times` a round tell
+that start from what a field costs.
 """
 
 import argparse
@@ -154,17 +154,11 @@ def serve(way: str, fields_file: Path, times: int) -> None:
     look = LOOKS[way]()
     look(fields)
     for _ in sys.stdin:
-        began = _clocks()
+        began, spent = time.perf_counter(), _cpu_seconds()
         found = look([*fields] * times)
-        spent = {name: (now - began[name]) / times for name, now in _clocks().items()}
+        wall, cpu = (time.perf_counter() - began) / times, (_cpu_seconds() - spent) / times
         cells = [[d.boxes.tolist(), d.scores.tolist(), d.labels.tolist()] for d in found[: len(fields)]]
-        print(json.dumps({**spent, "mb": _memory_mb(), "cells": cells}), file=out, flush=True)
-
-
-def _clocks() -> dict[str, float]:
-    """Seconds: by the clock, of this process with its children, and of the whole machine's processors."""
-    busy = psutil.cpu_times()
-    return {"wall": time.perf_counter(), "cpu": _cpu_seconds(), "machine": busy.user + busy.nice + busy.system}
+        print(json.dumps({"wall": wall, "cpu": cpu, "mb": _memory_mb(), "cells": cells}), file=out, flush=True)
 
 
 def _tree() -> list[psutil.Process]:
@@ -201,10 +195,9 @@ def measure(data: Path, slides: Sequence[str], n_fields: int, ways: Sequence[str
         found = [_back(c, small, large) for c, small, large in zip(cells, scaled, originals, strict=True)]
         counts = np.bincount(np.concatenate([d.labels for d in found]), minlength=len(card.classes) + 1)[1:]
         figures = score([p for p, _ in pictures], originals, found, card.classes)
-        wall, cpu, machine = (median(a[key] for a in answers[way]) / len(scaled) for key in ("wall", "cpu", "machine"))
+        wall, cpu = (median(a[key] for a in answers[way]) / len(scaled) for key in ("wall", "cpu"))
         rows.append(
             {"way": way, "s a field": round(wall, 3), "CPU s a field": round(cpu, 3)}
-            | {"machine's CPU s a field": round(machine, 3)}
             | {"MB": round(max(a["mb"] for a in answers[way])), "AP50": round(figures["AP50"], 3)}
             | {f"n {name}": int(n) for name, n in zip(card.classes, counts, strict=True)}
         )
@@ -247,10 +240,9 @@ def _claims(answers: dict[str, list[dict[str, Any]]]) -> list[Claim]:
     }
     claims = []
     for way, bar in bars.items():
-        clock = "machine" if way == "Ray Data" else "cpu"
         for ours in ("wbc, torch", "wbc, openvino"):
             if way in answers and ours in answers:
-                ratio = median(a[clock] / b[clock] for a, b in zip(answers[way], answers[ours], strict=True))
+                ratio = median(a["cpu"] / b["cpu"] for a, b in zip(answers[way], answers[ours], strict=True))
                 claims.append(Claim(f"CPU-seconds: {way} in ratio to {ours}", ratio, at_least=bar))
     return claims
 
