@@ -187,7 +187,9 @@ def test_lower_levels_are_learnt_upon_frozen_parts_of_a_classifier_without(data:
     train_classifier(first, data, tmp_path / "first", "cpu")
     config, text = tmp_path / "second.toml", first.read_text()
     text = text.replace("[model]", "[model]\nlower_levels = true")
-    config.write_text(f'start = "{tmp_path / "first"}"\nfrozen = ["conv_stem", "bn1", "blocks.0"]\n{text}')
+    config.write_text(
+        f'start = "{tmp_path / "first"}"\nfrozen = ["backbone.conv_stem", "backbone.bn1", "backbone.blocks.0"]\n{text}'
+    )
     cells = ReferenceCells(np.full((4, 3), 0.25, np.float16), ("lymphocyte",) * 4, ("a", "a", "b", "b"))
     keep_reference_cells(tmp_path / "first", cells)
     card = train_classifier(config, data, tmp_path / "second", "cpu")

@@ -43,7 +43,7 @@ class ClassifierConfig:
 
     `model` holds the builder's arguments; `imagenet` says whether the backbone starts from packaged ImageNet weights,
     `start` names a classifier to start from instead, and `frozen` parts that keep what they start from, batch
-    statistics included (timm's names, with or without a dot at their end).
+    statistics included (timm's names, with or without a dot at their end, behind `backbone.` where a builder wraps it).
     A model of the same classes hands on its reference cells: what strangers' cells were named by its recipe.
     `loss` and `sampler` say what a wrong answer costs and how often each kind is drawn.
     Coarse labels of `data` train through the tree of `taxonomy`. A cell that the classifier names with a probability

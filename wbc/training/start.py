@@ -80,10 +80,11 @@ def _rows_of(tensor: Tensor, before: Sequence[str], after: Sequence[str], others
 def freeze_parts(features: nn.Module, frozen: Sequence[str]) -> None:
     """Fix the named parts of a module of timm's at their weights and batch statistics, in place.
 
-    Of a module that wraps one as its `backbone`, that one's. Raises AttributeError for a part that it has not.
+    Where a module wraps timm's as its `backbone`, names begin with that. Raises AttributeError for a part that it has
+    not.
     """
     if frozen:  # timm freezes all where nothing is named
-        freeze(getattr(features, "backbone", features), [part.removesuffix(".") for part in frozen])  # type: ignore[no-untyped-call]
+        freeze(features, [part.removesuffix(".") for part in frozen])  # type: ignore[no-untyped-call]
 
 
 def check_shown(classes: Sequence[str], shown: Collection[int], may_lack: Sequence[str], config: Path) -> None:
