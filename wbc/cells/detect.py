@@ -14,12 +14,12 @@ from wbc.cells.geometry import Boxes, balanced_size, merge, tile_grid
 from wbc.cells.tiles import BATCH_PX, TileSettings
 from wbc.cells.views import MOST_OF_GRID, REACH_UM, GridView, WindowView, area_of, windows_over
 from wbc.models.registry import LoadedModel
+from wbc.models.roi_align import padded
 from wbc.sought import Sought, left_out
 from wbc.types import Detections, Tile
 
 MERGE_IOU = 0.5
 MOST_LOOKS = 3  # a cell that a window cuts may be cut again by its own, which was laid over a part of it
-PADDED_PX = 32  # torchvision pads the sides of a batch to multiples of it
 
 
 def detect(
@@ -163,8 +163,7 @@ def _batches(work: list[tuple[int, Tile]], batch_px: int) -> list[list[tuple[int
     """Tiles of one shape together, as the model pads them: none is padded to another's size."""
     same: dict[tuple[int, int], list[tuple[int, Tile]]] = defaultdict(list)
     for item in work:
-        height, width = (PADDED_PX * math.ceil(side / PADDED_PX) for side in (item[1].height, item[1].width))
-        same[height, width].append(item)
+        same[padded((item[1].height, item[1].width))].append(item)
     batches = []
     for (height, width), items in same.items():
         step = max(1, batch_px // (height * width))

@@ -1,5 +1,6 @@
 """RoIAlign (He 2017, "Mask R-CNN") over a feature pyramid; on a CPU one weighted sum of rows for all levels."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.ops import MultiScaleRoIAlign
 
 ROWS = "rows"  # beside a pyramid's maps: their pixels as one table, made when it is first needed
+PADDED_PX = 32  # torchvision pads the sides of a batch to multiples of it
 
 
 class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
@@ -20,18 +22,27 @@ class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         """Maps (B,C,H,W) by level, regions (R,4) and (H,W) of each picture -> pooled regions (sum of R,C,bins,bins)."""
+        # torchvision works out the levels' scales once, from its first pictures, rounded to powers of two: by the sides
+        # that a small picture has before it is padded they would be wrong, for good.
+        image_shapes = [padded(shape) for shape in image_shapes]
         maps = [x[name] for name in self.featmap_names]
         if torch.is_grad_enabled() or maps[0].device.type != "cpu" or self.sampling_ratio < 1:
             pooled: Tensor = super().forward(x, boxes, image_shapes)
             return pooled
         if self.scales is None or self.map_levels is None:
-            # The levels' scales are torchvision's to work out, from its first regions: one is enough for that, and
-            # its values are not taken, as the same picture would have others the next time.
+            # One region is enough for that, and its values are not taken, as the same picture would have others the
+            # next time.
             super().forward(x, [of_picture[:1] for of_picture in boxes], image_shapes)
         if ROWS not in x:
             x[ROWS] = torch.cat([m.permute(0, 2, 3, 1).flatten(0, 2) for m in maps]).float()
         places = MapRows(x[ROWS], [m.shape for m in maps], self.scales)
         return pool_rows(places, self.map_levels(boxes), boxes, self.output_size, self.sampling_ratio)
+
+
+def padded(shape: tuple[int, int]) -> tuple[int, int]:
+    """The (H,W) that a picture of `shape` has in a batch of its own."""
+    height, width = (PADDED_PX * math.ceil(side / PADDED_PX) for side in shape)
+    return height, width
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign
 
-from wbc.models.roi_align import PyramidRoIAlign
+from wbc.models.roi_align import PyramidRoIAlign, padded
 
 
 def maps_of(pictures: int, channels: int = 5, height: int = 256, width: int = 192) -> dict[str, Tensor]:
@@ -53,6 +53,18 @@ def test_the_first_regions_have_the_values_that_they_have_later() -> None:
     _, ours = both(1)
     first = ours(maps, boxes, shapes)
     assert torch.equal(first, ours(maps, boxes, shapes))
+    assert ours.scales == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+
+
+@pytest.mark.parametrize("shape", [(36, 36), (45, 200), (66, 1), (33, 67)])
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_small_first_picture_is_no_reason_to_read_all_others_at_a_wrong_scale(
+    shape: tuple[int, int], learns: bool
+) -> None:
+    _, ours = both(1)
+    height, width = padded(shape)
+    with torch.set_grad_enabled(learns):
+        ours(maps_of(1, 5, height, width), [torch.tensor([[0.0, 0.0, 1.0, 20.0]])], [shape])
     assert ours.scales == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
 
 
