@@ -18,6 +18,9 @@ ScaleFrom = Literal["given", "metadata", "red_cells"]
 
 
 UM_PER_PX_RANGE = (0.02, 2.0)
+# Data sets are scaled by the median of all their labelled red cells, of which a tenth are cut by an edge. Where whole
+# ones are measured, the sure ones above all, they are 5.3 % larger on six slides of two scanners (4.1 to 6.6 %).
+WHOLE_RED_CELL_UM = 7.58
 
 
 def is_likely_scale(um_per_px: float) -> bool:

@@ -18,13 +18,13 @@ from PIL import Image
 from upath import UPath
 
 from benchmarks.counted import read_tables
-from wbc.cells.scale import WHOLE_RED_CELL_UM
 from wbc.cells.tiles import TileSettings
 from wbc.counting import worker
 from wbc.counting.slide import CountSettings, WorkSettings, count_slide, is_counted
 from wbc.models.registry import ModelRef
 from wbc.storage import tables
 from wbc.taxonomy import load_taxonomy
+from wbc.types import WHOLE_RED_CELL_UM
 
 
 def assert_equal(seen: dict[str, pd.DataFrame], expected: dict[str, pd.DataFrame]) -> None:

@@ -12,13 +12,13 @@ from painted import make_slide
 from PIL import ExifTags, Image
 from upath import UPath
 
-from wbc.cells.scale import WHOLE_RED_CELL_UM
 from wbc.counting import worker
 from wbc.counting.slide import Job, count_slide
 from wbc.storage.counts import read_slide_row
 from wbc.storage.images import camera_of
 from wbc.storage.slides import discover
 from wbc.storage.tables import SlideRow
+from wbc.types import WHOLE_RED_CELL_UM
 
 MEASURED = pytest.approx(WHOLE_RED_CELL_UM / 35, rel=0.05)  # of the painted cells, 35 px wide
 Scales = dict[str, float]

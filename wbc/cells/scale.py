@@ -6,17 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wbc.cells.detect import rescale, run_tiles
-from wbc.cells.geometry import RED_CELL_UM, whole_in_tile
+from wbc.cells.geometry import RED_CELL_UM, box_area, whole_in_tile
 from wbc.cells.tiles import TileSettings
 from wbc.models.registry import LoadedModel
-from wbc.types import Tile, is_likely_scale
+from wbc.types import WHOLE_RED_CELL_UM, Detections, Tile, is_likely_scale
 
-# Data sets are scaled by the median of all their labelled red cells, of which a tenth are cut by an edge. Here whole
-# ones are measured, the sure ones above all: 5.3 % larger on six slides of two scanners (4.1 to 6.6 %).
-WHOLE_RED_CELL_UM = 7.58
 LADDER_PX = tuple(14 * 1.35**k for k in range(10))  # red cells from 14 to 208 px
 LOOK_PX = 448
-ENOUGH_CELLS = 12
+ENOUGH_CELLS = 12  # to measure a scale by
+ENOUGH_TO_CHECK = 6  # to see whether one is about right
 MIN_SCORE = 0.5
 
 
@@ -36,6 +34,17 @@ def estimate_um_per_px(fields: Sequence[NDArray[np.uint8]], model: LoadedModel) 
             sizes.append(measured if sizes else _measure(pixels, measured, model) or measured)
     um_per_px = WHOLE_RED_CELL_UM / float(np.median(sizes)) if sizes else 0.0
     return um_per_px if is_likely_scale(um_per_px) else None
+
+
+def red_cell_um(cells: Detections, shape: tuple[int, ...], um_per_px: float, model: LoadedModel) -> float | None:
+    """The side of a typical whole red cell among the cells of a field of `shape` (H,W,...), in µm at its scale.
+
+    About `WHOLE_RED_CELL_UM` where the scale is right. None where the field shows too few.
+    """
+    if "rbc" not in model.card.classes:
+        return None
+    sides, scores = _red_cells(cells.take(cells.scores >= MIN_SCORE), shape, model)
+    return None if len(sides) < ENOUGH_TO_CHECK else _typical(sides, scores) * um_per_px
 
 
 def _climb(pixels: NDArray[np.uint8], model: LoadedModel) -> float:
@@ -82,8 +91,15 @@ def _look(
     height, width = view.shape[:2]
     if min(height, width) < 32:
         return np.zeros(0, np.float32), np.zeros(0, np.float32), 1.0
-    detections = run_tiles([view], model, MIN_SCORE)[0]
-    inside = whole_in_tile(detections.boxes, Tile(1, 1, height - 2, width - 2), height, width, 2.0)
-    red = detections.take(inside & (detections.labels == model.card.classes.index("rbc") + 1))
-    sides = np.sqrt((red.boxes[:, 2] - red.boxes[:, 0]) * (red.boxes[:, 3] - red.boxes[:, 1]))
-    return sides, red.scores, float(height * width)
+    sides, scores = _red_cells(run_tiles([view], model, MIN_SCORE)[0], view.shape, model)
+    return sides, scores, float(height * width)
+
+
+def _red_cells(
+    cells: Detections, shape: tuple[int, ...], model: LoadedModel
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Sides and scores of the red cells that lie whole in a picture of `shape` (H,W,...), in its px."""
+    height, width = shape[:2]
+    inside = whole_in_tile(cells.boxes, Tile(1, 1, height - 2, width - 2), height, width, 2.0)
+    red = cells.take(inside & (cells.labels == model.card.classes.index("rbc") + 1))
+    return np.sqrt(box_area(red.boxes)), red.scores

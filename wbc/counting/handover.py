@@ -4,7 +4,8 @@ What is pickled for each field has no slots, here and in `types`, `stamps` and `
 in Python, which takes three times as long.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from upath import UPath
@@ -119,7 +120,8 @@ class DetectedChunk:
     """What the models said of some fields, the classifier by its `kinds` (None where there is none).
 
     `failures` are pairs of a field's index and why it could not be counted; `precisions` the number formats that the
-    models ran in, `engines` what ran the detector; `seconds` the time that each field took.
+    models ran in, `engines` what ran the detector; `seconds` the time that each field took; `red_cells_um` how large a
+    typical red cell is at the scale of the field with this index, where enough were seen.
     """
 
     detections: SlideDetections
@@ -128,6 +130,7 @@ class DetectedChunk:
     precisions: frozenset[Precision] = frozenset()
     engines: frozenset[Engine] = frozenset()
     seconds: tuple[ModelSeconds, ...] = ()
+    red_cells_um: Mapping[int, float] = field(default_factory=dict)
 
     @staticmethod
     def failed(failures: "tuple[tuple[int, str], ...]") -> "DetectedChunk":
@@ -144,6 +147,7 @@ class DetectedChunk:
             frozenset[Precision]().union(*(c.precisions for c in parts)),
             frozenset[Engine]().union(*(c.engines for c in parts)),
             tuple(seconds for c in parts for seconds in c.seconds),
+            {index: um for c in parts for index, um in c.red_cells_um.items()},
         )
 
     def n_cells(self, min_score: float) -> int:

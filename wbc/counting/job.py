@@ -18,7 +18,7 @@ from wbc.taxonomy import Taxonomy
 from wbc.types import Precision, Slide
 
 # Raised by hand with every change of the program that can change a cell; a test over rendered slides asks for it.
-COUNTING_VERSION = 6
+COUNTING_VERSION = 7
 # Every box that the detector gives from this score on is named and kept, whatever score a count asks for.
 LOWEST_SCORE = 0.05
 # Calls grow, up to so many fields, where a thread has so many to come: the last then ends little after the others.

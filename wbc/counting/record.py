@@ -99,7 +99,7 @@ def _field_rows(detected: DetectedSlide) -> tuple[FieldRow, ...]:
         row = _field_row(field, detected.scales.get(i, unknown), spent.get(i, nothing))
         if row.status == "counted" and i in twins:
             row = replace(row, status="duplicate", duplicate_of=fields[twins[i]].name)
-        rows.append(row)
+        rows.append(replace(row, red_cell_um=detected.chunk.red_cells_um.get(i)))
     return tuple(rows)
 
 

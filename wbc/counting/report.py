@@ -12,7 +12,7 @@ from wbc.storage.counts import read_count, read_tables
 from wbc.storage.layout import Layout
 from wbc.storage.tables import SlideRow
 from wbc.taxonomy import Taxonomy, load_taxonomy, shipped_taxonomies
-from wbc.types import DifferentialRow
+from wbc.types import WHOLE_RED_CELL_UM, DifferentialRow
 
 if TYPE_CHECKING:
     from wbc.counting.handover import SlideOutcome
@@ -102,6 +102,18 @@ def unfamiliar_words(unfamiliarity: float) -> str:
         f"unlike any slide the classifier has learnt from ({unfamiliarity:.1f} times as far as those go): only cells "
         "it is surer of are named, types that it cannot tell on such slides are among the unidentified ones, and some "
         "names are wrong; check them by eye"
+    )
+
+
+def doubtful_scale_words(row: SlideRow) -> str:
+    """What follows from a slide's being `scale_doubtful`."""
+    size, scale = row.red_cell_um, row.um_per_px
+    whole = f"{WHOLE_RED_CELL_UM:.1f}"
+    if size is None or scale is None or "mixed_scale" in row.flags:
+        return f"at the scale of some fields red cells would not be about {whole} µm across (`fields` says of which)"
+    return (
+        f"at {scale:.3g} µm/px a red cell of this slide would be {size:.1f} µm across, where they are about {whole}: "
+        f"{scale * WHOLE_RED_CELL_UM / size:.3g} µm/px would fit, and cells are missed and misnamed at a wrong scale"
     )
 
 

@@ -1,4 +1,6 @@
-"""The scale of each field of a slide: given, told by its file, or measured on the red cells of fields like it."""
+"""The scale of each field of a slide: given, told by its file, or measured on the red cells of fields like it; and
+whether the red cells bear it out.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,8 +11,14 @@ import numpy as np
 from wbc.counting.handover import Alike, Ingested, ReadyField, Scale
 from wbc.counting.job import Job
 from wbc.counting.worker import look_for_scale
+from wbc.models.registry import read_card
+from wbc.types import WHOLE_RED_CELL_UM
 
 MIXED = 1.1  # scales that differ by more than this factor make a slide `mixed_scale`
+# Typical red cells smaller or larger by more than this factor make it `scale_doubtful`. People's own differ by less:
+# microcytes and macrocytes begin at 0.83 and 1.25 of a normal one.
+DOUBTFUL = 1.25
+MAGNIFIED = 1.3  # fields that the detector sees by more than this times as large are measured at all scales
 
 
 def scales_of(ingested: Ingested, job: Job, executor: Executor) -> dict[int, Scale]:
@@ -42,14 +50,46 @@ def summary(scales: list[Scale]) -> Scale:
     return Scale(float(np.median(numbers)), source)
 
 
-def scale_flags(scales: Mapping[int, Scale]) -> tuple[str, ...]:
-    """`scale_unknown` where a field has no scale, `mixed_scale` where two differ by more than 10 %."""
+def red_cells_um(
+    ingested: Ingested, scales: Mapping[int, Scale], seen: Mapping[int, float], job: Job, executor: Executor
+) -> dict[int, float]:
+    """How large a typical red cell is, in µm, at the scales of a slide's fields, by their indices: `seen`, and more.
+
+    What was seen at a scale that was told says nothing where it was no red cell to speak of, or where the detector was
+    shown the field magnified: far too much so, and the grain of a cell is found as cells. There a few fields are looked
+    at at all scales.
+    """
+    told = {i: s.um_per_px for i, s in scales.items() if s.source in ("given", "metadata") and s.um_per_px is not None}
+    if not told:
+        return dict(seen)
+    largest = MAGNIFIED * read_card(job.detector.reference).um_per_px
+    unsure = told if told.keys().isdisjoint(seen) else {i: um for i, um in told.items() if um > largest}
+    tried = spread_over(sorted(unsure), job.settings.look_fields) if unsure else []
+    futures = [executor.submit(look_for_scale, [ingested.ready(i)], job) for i in tried]
+    estimates = {i: future.result() for i, future in zip(tried, futures, strict=True)}
+    found = {i: WHOLE_RED_CELL_UM * told[i] / e for i, e in estimates.items() if e is not None}
+    return {**(seen if not found else {i: size for i, size in seen.items() if i not in unsure}), **found}
+
+
+def scale_flags(scales: Mapping[int, Scale], red_cells: Mapping[int, float]) -> tuple[str, ...]:
+    """`scale_unknown` where a field has no scale, `mixed_scale` where two differ by more than 10 %, `scale_doubtful`
+    where the red cells of fields of one scale, µm by the fields' indices, are not of the size that red cells have.
+    """
     numbers = [scale.um_per_px for scale in scales.values() if scale.um_per_px is not None]
+    sizes = defaultdict(list)
+    for i, size in red_cells.items():
+        if scales[i].um_per_px is not None:
+            sizes[scales[i].um_per_px].append(size)
     conditions = {
         "scale_unknown": len(numbers) < len(scales),
         "mixed_scale": bool(numbers) and max(numbers) > MIXED * min(numbers),
+        "scale_doubtful": any(_is_doubtful(float(np.median(of_one))) for of_one in sizes.values()),
     }
     return tuple(flag for flag, holds in conditions.items() if holds)
+
+
+def _is_doubtful(size_um: float) -> bool:
+    return not 1 / DOUBTFUL <= size_um / WHOLE_RED_CELL_UM <= DOUBTFUL
 
 
 def _by_metadata(ingested: Ingested) -> tuple[dict[int, Scale], dict[Alike, list[int]]]:

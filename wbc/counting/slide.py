@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, wait
+from dataclasses import replace
 
 from upath import UPath
 
@@ -15,7 +16,7 @@ from wbc.counting.handover import DetectedChunk, DetectedSlide, Ingested, Scale,
 from wbc.counting.job import CountSettings, Job, WorkSettings
 from wbc.counting.record import commit_count, commit_failure, digests, keep_stamps
 from wbc.counting.recount import recount_fitting
-from wbc.counting.scales import scales_of
+from wbc.counting.scales import red_cells_um, scales_of
 from wbc.counting.standing import is_counted, stands, unchanged
 from wbc.counting.trust import needs_whole_look
 from wbc.counting.worker import detect_chunk, ingest_chunk
@@ -97,6 +98,7 @@ def count_ingested(ingested: Ingested, job: Job, executor: Executor, progress: P
     else:
         scales = scales_of(ingested, job, executor)
         chunk = _detections(ingested, scales, job, executor, progress)
+        chunk = replace(chunk, red_cells_um=red_cells_um(ingested, scales, chunk.red_cells_um, job, executor))
         row = commit_count(DetectedSlide(ingested, scales, chunk, began), job)
         outcome = outcome_of(row, "counted", row.seconds.total)
     _clean_up(slide, job)

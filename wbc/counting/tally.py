@@ -141,6 +141,7 @@ def _row(evidence: Evidence, rules: Rules, result: Differential, occasion: Occas
     duplicates = tuple(DuplicateField(row.field, row.duplicate_of) for row in fields if row.duplicate_of is not None)
     scales = {i: Scale(row.um_per_px, row.scale_from) for i, row in enumerate(fields) if row.status == "counted"}
     scale, reason = summary(list(scales.values())), _reason(fields)
+    red_cells = {i: size for i in scales if (size := fields[i].red_cell_um) is not None}
     is_failed, is_double = ("slide_failed",) * (reason is not None), ("duplicate_fields",) * bool(duplicates)
     made_from, said = origin.detections_id, corrections_digest(evidence.corrections)
     return SlideRow(
@@ -159,7 +160,7 @@ def _row(evidence: Evidence, rules: Rules, result: Differential, occasion: Occas
         me_low=result.me_low,
         me_high=result.me_high,
         nrbc_per_100_wbc=result.nrbc_per_100_wbc,
-        flags=(*result.flags, *is_failed, *scale_flags(scales), *is_double),
+        flags=(*result.flags, *is_failed, *scale_flags(scales, red_cells), *is_double),
         detector=origin.detector,
         classifier=origin.classifier,
         taxonomy=rules.taxonomy.name,
@@ -176,6 +177,7 @@ def _row(evidence: Evidence, rules: Rules, result: Differential, occasion: Occas
         cells=origin.cells,
         corrections_digest=said,
         engine=origin.engine,
+        red_cell_um=float(np.median([*red_cells.values()])) if red_cells else None,
     )
 
 

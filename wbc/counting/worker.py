@@ -120,14 +120,18 @@ def detect_chunk(fields: tuple[ReadyField, ...], job: Job) -> DetectedChunk:
 
 def _detect(batch: Batch, models: Models, job: Job) -> DetectedChunk:
     from wbc.cells.detect import detect, sought_alone
+    from wbc.cells.scale import red_cell_um
 
     if not batch.fields:
         return DetectedChunk.failed(batch.failures)
     began = time.monotonic()
     scale = batch.fields[0].um_per_px or models.detector.card.um_per_px
     settings = job.settings
-    tiles = replace(settings.tiles, sought="all") if batch.fields[0].is_whole else settings.tiles
+    # Red cells tell whether the scale is right, and only windows save the time to find them.
+    in_windows = settings.tiles.sought == "white" and not batch.fields[0].is_whole
+    tiles = settings.tiles if in_windows else replace(settings.tiles, sought="all")
     found = detect(batch.pixels, models.detector, scale, settings.lowest_score, tiles, job.work.batch_px)
+    typical = [red_cell_um(c, p.shape, scale, models.detector) for c, p in zip(found, batch.pixels, strict=True)]
     cells = [sought_alone(of_field, models.detector, settings.tiles.sought) for of_field in found]
     detected = time.monotonic()
     named = [_classify(*of_field, scale, models) for of_field in zip(batch.fields, batch.pixels, cells, strict=True)]
@@ -135,8 +139,13 @@ def _detect(batch: Batch, models: Models, job: Job) -> DetectedChunk:
     shares = (detected - began) / n, (classified - detected) / n
     chunk = DetectedChunk.concatenate([*named, DetectedChunk.failed(batch.failures)])
     seconds = tuple(ModelSeconds(field.key.field, *shares) for field in batch.fields)
-    precisions = frozenset([models.precision])
-    return replace(chunk, precisions=precisions, engines=frozenset([models.detector.engine]), seconds=seconds)
+    return replace(
+        chunk,
+        precisions=frozenset([models.precision]),
+        engines=frozenset([models.detector.engine]),
+        seconds=seconds,
+        red_cells_um={f.key.field: um for f, um in zip(batch.fields, typical, strict=True) if um is not None},
+    )
 
 
 def _models(job: Job) -> Models:

@@ -128,6 +128,7 @@ class FieldRow:
 
     `digest` is the SHA-256 of its file, None where what was counted is not what the file holds, or nothing was read.
     `n_cells` is None unless it was `counted`; what is `not_counted` is a field of a slide that failed as a whole.
+    `red_cell_um` is how large a typical red cell is at its scale, None where that was not seen.
     """
 
     field: str
@@ -141,6 +142,7 @@ class FieldRow:
     n_cells: int | None = None
     reason: str | None = None
     duplicate_of: str | None = None
+    red_cell_um: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -238,4 +240,5 @@ def _categorical(column: pa.DictionaryArray) -> Categorical:
 def _field_rows(table: pa.Table) -> Iterable[FieldRow]:
     names = [field.name for field in fields(FieldRow)]
     for record in table.to_pylist():
-        yield FieldRow(**{name: record[name] for name in names} | {"seconds": FieldSeconds(**record["seconds"])})
+        known = {name: record[name] for name in names if name in record}  # older versions wrote fewer
+        yield FieldRow(**known | {"seconds": FieldSeconds(**record["seconds"])})

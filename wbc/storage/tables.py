@@ -93,6 +93,7 @@ _FIELDS = [
     ("n_cells", pa.int64()),
     *((name, pa.string()) for name in ("status", "reason", "duplicate_of")),
     ("seconds", pa.struct([(stage.name, pa.float64()) for stage in fields(FieldSeconds)])),
+    ("red_cell_um", pa.float64()),
 ]
 _SLIDES = [
     *((name, pa.string()) for name in ("slide_id", "count_id")),
@@ -120,6 +121,7 @@ _SLIDES = [
     ("n_corrected", pa.int64()),
     ("corrections_digest", pa.string()),
     ("engine", pa.string()),
+    ("red_cell_um", pa.float64()),
 ]
 SCHEMAS: dict[TableName, pa.Schema] = {
     "cells": pa.schema(_CELLS),
@@ -140,7 +142,8 @@ class SlideRow:
     `unfamiliarity` is how far its cells look from those that the classifier has learnt from: known laboratories go up
     to 1. None where nothing tells. `cells` are those that were looked for. `n_corrected` of its cells a person named;
     `corrections_digest` is of what was said of the slide, None where nothing was. `engine` is
-    what ran the detector, None in rows from before there was a choice.
+    what ran the detector, None in rows from before there was a choice. `red_cell_um` is how large a typical red cell is
+    at the scale that its fields were counted at, in the middle; None where that was not seen.
 
     Raises ValueError for another `count_id` (it names a folder) and for a `counted_at` without a time zone.
     """
@@ -183,6 +186,7 @@ class SlideRow:
     n_corrected: int = 0
     corrections_digest: str | None = None
     engine: Engine | None = None
+    red_cell_um: float | None = None
 
     def __post_init__(self) -> None:
         if self.count_id is not None and not self.count_id.isalnum():

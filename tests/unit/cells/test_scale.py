@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from painted import paint
 from torch import Tensor, nn
 
-from wbc.cells.scale import ENOUGH_CELLS, WHOLE_RED_CELL_UM, estimate_um_per_px
+from wbc.cells.scale import ENOUGH_CELLS, estimate_um_per_px, red_cell_um
 from wbc.models.registry import LoadedModel
+from wbc.types import WHOLE_RED_CELL_UM, Detections
 
 
 def smear(um_per_px: float, n: int, height: int = 700, width: int = 900) -> NDArray[np.uint8]:
@@ -77,3 +78,18 @@ def test_half_sure_pieces_of_cells_do_not_move_the_scale(dark_model: LoadedModel
     field = smear(0.2, 500)
     torn = LoadedModel(SeesPieces(dark_model.module), dark_model.card, dark_model.device)
     assert estimate_um_per_px([field], torn) == pytest.approx(estimate_um_per_px([field], dark_model), rel=0.01)
+
+
+def test_red_cells_are_measured_whole_and_by_their_scores(dark_model: LoadedModel) -> None:
+    model = replace(dark_model, card=replace(dark_model.card, classes=("wbc", "rbc")))
+    sides = np.array([30, 30, 30, 30, 30, 30, 12, 50, 50], np.float32)
+    scores = np.array([0.9] * 6 + [0.55, 0.99, 0.4], np.float32)
+    labels = np.array([2] * 7 + [1, 2])
+    corner = np.full((9, 2), 40, np.float32)
+    cells = Detections(np.hstack([corner, corner + sides[:, None]]), scores, labels)
+    assert red_cell_um(cells, (200, 200, 3), 0.25, model) == pytest.approx(7.5)
+    assert red_cell_um(cells.shifted(-38, 0), (200, 200, 3), 0.25, model) is None  # the left edge may cut them
+    assert red_cell_um(cells.take(np.arange(9) > 0), (200, 200, 3), 0.25, model) == pytest.approx(7.5)
+    assert red_cell_um(cells.take(np.arange(9) > 1), (200, 200, 3), 0.25, model) is None  # too few
+    no_red = replace(dark_model, card=replace(dark_model.card, classes=("wbc",)))
+    assert red_cell_um(cells, (200, 200, 3), 0.25, no_red) is None

@@ -1,5 +1,6 @@
 """What a count is made from comes back as it was written: the very numbers, whatever the models were."""
 
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -47,7 +48,7 @@ def evidence(draw: st.DrawFn) -> Evidence:
     origin = Origin(draw(st.none() | names), "d", draw(st.none() | names), 0.05, 2, "bfloat16", known)
     rows = [
         FieldRow("a", "0" * 64, "counted", FieldSeconds(1, 2, 3, 4), 240, 320, draw(st.none() | finite), "given", n),
-        FieldRow("b", None, "failed", FieldSeconds(), reason=draw(names)),
+        FieldRow("b", None, "failed", FieldSeconds(), reason=draw(names), red_cell_um=draw(st.none() | finite)),
         FieldRow("c", "1" * 64, "duplicate", FieldSeconds(0.1), 240, 320, duplicate_of="a"),
     ]
     return Evidence("s1", tuple(rows[: draw(st.integers(0, 3))]), detections, origin)
@@ -71,6 +72,13 @@ def test_evidence_comes_back_as_it_was_written(given: Evidence) -> None:
         seen, written = getattr(back.detections, name), getattr(given.detections, name)
         assert seen.dtype == written.dtype
         np.testing.assert_array_equal(seen, written)
+
+
+def test_fields_of_an_older_version_lack_what_it_did_not_write() -> None:
+    row = FieldRow("a", "0" * 64, "counted", FieldSeconds(1, 2, 3, 4), 240, 320, 0.2, "given", 3, red_cell_um=7.5)
+    older = fields_table("s1", [row]).drop_columns("red_cell_um")
+    detections = detections_table("s1", SlideDetections.empty(), Origin("i", "d", None, 0.05, 2))
+    assert evidence_of("s1", older, detections).fields == (replace(row, red_cell_um=None),)
 
 
 @given(evidence())
