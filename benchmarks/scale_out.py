@@ -87,7 +87,7 @@ def _detected(field: ReadyField, site: Simulated) -> DetectedChunk:
     low = rng.uniform(0, 1800, (n, 2)).astype(np.float32)
     scores = rng.uniform(0.05, 1.0, n).astype(np.float32)
     names, classes = Categorical.repeat(field.path.name, n), Categorical.repeat("rbc", n)
-    nothing = np.zeros((n, 0), np.float16), np.full(n, np.nan, np.float32)
+    nothing = np.zeros((n, 0), np.float16), np.full(n, np.nan, np.float32), Categorical.repeat("", n)
     boxes = SlideDetections(names, np.hstack([low, low + 70]), classes, scores, *nothing)
     seconds = (ModelSeconds(field.key.field, site.model_seconds, 0.0),)
     return DetectedChunk(boxes, None, precisions=frozenset(["float32"]), seconds=seconds)

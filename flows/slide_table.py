@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from upath import UPath
 
-from wbc.counting.report import corrected_words, doubtful_scale_words, printable, read_brief_report, unfamiliar_words
+from wbc.counting.report import corrected_words, flag_words, printable, read_brief_report
 from wbc.counting.slide import SlideOutcome
 from wbc.sought import not_sought_words
 from wbc.storage.atomic import local_path
@@ -49,10 +49,7 @@ def slide_line(outcome: SlideOutcome, slide: Slide, out: UPath, taxonomy: Taxono
                 percents += f" ({left} were not looked for)"
             if said := corrected_words(report):
                 percents += f" ({said})"
-            if "scale_doubtful" in report.row.flags:
-                flags += f". Scale: {doubtful_scale_words(report.row)}"
-            if report.row.unfamiliarity is not None and "unfamiliar" in report.row.flags:
-                flags += f". Names: {unfamiliar_words(report.row.unfamiliarity)}"
+            flags += "".join(f". {label.capitalize()}: {words}" for label, words in flag_words(report.row))
     failures = [outcome.reason] if outcome.reason else []
     lines = [*map(markdown_text, failures), *(field_failure(f, slide) for f in outcome.failed_fields)]
     return {

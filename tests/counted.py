@@ -28,7 +28,15 @@ def count_tables(
     eosinophil = np.where(np.array(cells["cell_type"].to_pylist()) == "eosinophil", sure, 1 - sure)
     probabilities = np.stack([eosinophil, 1 - eosinophil], 1).astype(np.float16)
     classes = Categorical.of("rbc" if np.isnan(s) else "wbc" for s in sure)
-    detections = SlideDetections(names, boxes, classes, scores, probabilities, np.full(len(names), np.nan, np.float32))
+    detections = SlideDetections(
+        names,
+        boxes,
+        classes,
+        scores,
+        probabilities,
+        np.full(len(names), np.nan, np.float32),
+        Categorical.repeat("", len(names)),
+    )
     origin = Origin("d0", "d@0", "c@0", 0.05, 1, "float32", Kinds(("eosinophil", "lymphocyte"), 0.4))
     return {
         "cells": cells,

@@ -9,14 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from wbc.counting.report import (
-    SlideReport,
-    corrected_words,
-    doubtful_scale_words,
-    printable,
-    report_taxonomy,
-    unfamiliar_words,
-)
+from wbc.counting.report import SlideReport, corrected_words, flag_words, printable, report_taxonomy
 from wbc.sought import not_sought_words
 from wbc.storage.tables import FailedField, SlideRow
 from wbc.taxonomy import UNIDENTIFIED, Taxonomy
@@ -119,10 +112,8 @@ def _facts(report: SlideReport) -> Iterator[tuple[str, str]]:
 def _warnings(row: SlideRow) -> Iterator[Text]:
     if row.flags:
         yield Text(f"{'flags':<10}{', '.join(row.flags)}", style="yellow")
-    if "scale_doubtful" in row.flags:
-        yield Text(f"{'scale':<10}{doubtful_scale_words(row)}", style="yellow")
-    if row.unfamiliarity is not None and "unfamiliar" in row.flags:
-        yield Text(f"{'names':<10}{unfamiliar_words(row.unfamiliarity)}", style="yellow")
+    for label, words in flag_words(row):
+        yield Text(f"{label:<10}{words}", style="yellow")
     if row.reason is not None:
         yield Text(f"{'failed':<10}{printable(row.reason)}", style="red")
     for failed in row.failed_fields:

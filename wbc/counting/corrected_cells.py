@@ -120,6 +120,7 @@ def _boxes(missed: Sequence[Correction], n_kinds: int) -> SlideDetections:
         unknown,
         np.full((n, n_kinds), UNKNOWN, np.float16),
         unknown.copy(),
+        Categorical.repeat("", n),
     )
 
 

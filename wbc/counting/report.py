@@ -96,17 +96,23 @@ def corrected_words(report: SlideReport) -> str:
     return f"{n:,} cell{'' if n == 1 else 's'} named by {', '.join(map(printable, report.reviewers))}" if n else ""
 
 
-def unfamiliar_words(unfamiliarity: float) -> str:
-    """What follows from a slide's being `unfamiliar`."""
-    return (
-        f"unlike any slide the classifier has learnt from ({unfamiliarity:.1f} times as far as those go): only cells "
-        "it is surer of are named, types that it cannot tell on such slides are among the unidentified ones, and some "
-        "names are wrong; check them by eye"
-    )
+def flag_words(row: SlideRow) -> list[tuple[str, str]]:
+    """What follows from a slide's flags that do not speak for themselves: of what, and the words."""
+    words = {
+        "fields_overlap": ("overlap", _overlap_words),
+        "scale_doubtful": ("scale", _doubtful_scale_words),
+        "unfamiliar": ("names", _unfamiliar_words),
+    }
+    return [(label, tell(row)) for flag, (label, tell) in words.items() if flag in row.flags]
 
 
-def doubtful_scale_words(row: SlideRow) -> str:
-    """What follows from a slide's being `scale_doubtful`."""
+def _overlap_words(row: SlideRow) -> str:
+    n = row.n_seen_again or 0
+    cells = "1 white cell is" if n == 1 else f"{n:,} white cells are"
+    return f"{cells} seen in a second field, too, and counted once; red cells and platelets there count in each field"
+
+
+def _doubtful_scale_words(row: SlideRow) -> str:
     size, scale = row.red_cell_um, row.um_per_px
     whole = f"{WHOLE_RED_CELL_UM:.1f}"
     if size is None or scale is None or "mixed_scale" in row.flags:
@@ -114,6 +120,14 @@ def doubtful_scale_words(row: SlideRow) -> str:
     return (
         f"at {scale:.3g} µm/px a red cell of this slide would be {size:.1f} µm across, where they are about {whole}: "
         f"{scale * WHOLE_RED_CELL_UM / size:.3g} µm/px would fit, and cells are missed and misnamed at a wrong scale"
+    )
+
+
+def _unfamiliar_words(row: SlideRow) -> str:
+    return (
+        f"unlike any slide the classifier has learnt from ({row.unfamiliarity or 0:.1f} times as far as those go): "
+        "only cells it is surer of are named, types that it cannot tell on such slides are among the unidentified "
+        "ones, and some names are wrong; check them by eye"
     )
 
 

@@ -19,6 +19,7 @@ from wbc.counting.handover import DetectedChunk, IngestedField, ModelSeconds, Re
 from wbc.counting.job import Job
 from wbc.models.engines import ready_classifier, ready_detector
 from wbc.models.registry import LoadedModel, resolve_device
+from wbc.sought import left_out
 from wbc.storage.categorical import Categorical
 from wbc.storage.detections import Kinds, SlideDetections
 from wbc.storage.images import camera_of, decode_field, digest, field_content, um_per_px_of
@@ -221,5 +222,16 @@ def _classify(field: ReadyField, pixels: Pixels, cells: Detections, um_per_px: f
             return DetectedChunk.failed(((field.key.field, str(error)),))
         probabilities[generic], distances[generic] = classified
     files = Categorical.repeat(field.path.name, len(cells))
-    boxes = SlideDetections(files, cells.boxes, classes, cells.scores, probabilities, distances)
+    prints = _prints(pixels, cells.boxes, classes, um_per_px)
+    boxes = SlideDetections(files, cells.boxes, classes, cells.scores, probabilities, distances, prints)
     return DetectedChunk(boxes, kinds)
+
+
+def _prints(pixels: Pixels, boxes: NDArray[np.float32], classes: Categorical, um_per_px: float) -> Categorical:
+    """The prints of a field's white cells, "" of its other boxes."""
+    from wbc.cells.prints import cell_prints
+
+    white = ~np.any([classes.where(name) for name in left_out("white")], 0)
+    prints = np.full(len(boxes), "", object)
+    prints[white] = cell_prints(pixels, boxes[white], um_per_px)
+    return Categorical.of(prints)

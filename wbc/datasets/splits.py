@@ -1,9 +1,8 @@
 """Splits by source: which pictures or cells show the same, and whether any of them, or their slide, is on two sides.
 
 Pictures are the same where their files are, or where their perceptual hashes nearly are in one of the eight ways to
-turn and mirror a picture: signs of the lowest frequencies of its brightness against their median (pHash; Zauner 2010,
-"Implementation and benchmarking of perceptual image hash functions", there 8×8 frequencies, here 16×16). A mosaic and
-the pictures in it look different to it, and so does a part and its whole.
+turn and mirror a picture (`wbc.cells.prints`). A mosaic and the pictures in it look different to it, and so does a part
+and its whole.
 """
 
 import hashlib
@@ -14,12 +13,11 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.fft import dctn
 
+from wbc.cells.prints import FREQUENCIES, SIDE_PX, brightness, print_of
 from wbc.datasets.crops import PATCH_UM, Crops
 from wbc.datasets.labels import LabelledPicture, Picture, opened
 
-SIDE_PX, FREQUENCIES = 32, 16
 # Other fields of one slide differ in 0.29 or more of the bits, one field photographed twice in 0.08, augmented copies
 # of one picture in as few as 0.05 (docs/measurements.md).
 MOST_DIFFERENT = 0.12
@@ -81,16 +79,10 @@ def _brightness(path: Picture) -> NDArray[np.float32]:
         return brightness(picture)
 
 
-def brightness(picture: Image.Image) -> NDArray[np.float32]:
-    """A picture's brightness at 32×32 px, float32."""
-    return np.asarray(picture.convert("L").resize((SIDE_PX, SIDE_PX), Image.Resampling.BOX), np.float32)
-
-
 def picture_hashes(light: NDArray[np.float32]) -> NDArray[np.float32]:
     """The hashes ±1 float32 (8,B) of a picture's brightness (32,32), turned and mirrored in all eight ways."""
     ways = [np.rot90(way, quarter) for way in (light, light[:, ::-1]) for quarter in range(4)]
-    low = np.stack([dctn(way, norm="ortho")[:FREQUENCIES, :FREQUENCIES].ravel()[1:] for way in ways])
-    return np.where(low > np.median(low, 1, keepdims=True), 1, -1).astype(np.float32)
+    return np.where(np.stack([print_of(way) for way in ways]), 1, -1).astype(np.float32)
 
 
 def differences(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -69,6 +69,7 @@ class SlideDetections:
     """Boxes of a slide, row by row: file name of the field (N,), box float32 (N,4) in field px, the detector's class
     (N,) and score float32 (N,), the classifier's probabilities float16 (N, kinds), NaN where it did not run, and how
     far the cell's look is from those that the classifier has learnt from, float32 (N,), NaN where nothing tells.
+    `prints` are what a white cell is known again by in another field (`wbc.cells.prints`), "" of other boxes.
     """
 
     fields: Categorical
@@ -77,14 +78,15 @@ class SlideDetections:
     scores: NDArray[np.float32]
     probabilities: NDArray[np.float16]
     distances: NDArray[np.float32]
+    prints: Categorical
 
     def __post_init__(self) -> None:
         n = len(self.scores)
-        columns = self.fields, self.classes, self.probabilities, self.distances
+        columns = self.fields, self.classes, self.probabilities, self.distances, self.prints
         if self.boxes.shape != (n, 4) or any(len(column) != n for column in columns):
             raise ValueError(
                 f"{len(self.fields)} fields, boxes {self.boxes.shape}, {len(self.classes)} classes, {n} scores, "
-                f"probabilities {self.probabilities.shape}, {len(self.distances)} distances"
+                f"probabilities {self.probabilities.shape}, {len(self.distances)} distances, {len(self.prints)} prints"
             )
 
     def __len__(self) -> int:
@@ -95,7 +97,7 @@ class SlideDetections:
         """No boxes."""
         none, nowhere = np.zeros(0, np.float32), Categorical.of(())
         no_kinds = np.zeros((0, n_kinds), np.float16)
-        return SlideDetections(nowhere, np.zeros((0, 4), np.float32), nowhere, none, no_kinds, none)
+        return SlideDetections(nowhere, np.zeros((0, 4), np.float32), nowhere, none, no_kinds, none, nowhere)
 
     @staticmethod
     def concatenate(parts: "Sequence[SlideDetections]") -> "SlideDetections":
@@ -108,6 +110,7 @@ class SlideDetections:
             np.concatenate([part.scores for part in whole]),
             np.concatenate([part.probabilities for part in whole]),
             np.concatenate([part.distances for part in whole]),
+            Categorical.concatenate([part.prints for part in whole]),
         )
 
     def take(self, which: NDArray[np.bool_]) -> "SlideDetections":
@@ -119,6 +122,7 @@ class SlideDetections:
             self.scores[which],
             self.probabilities[which],
             self.distances[which],
+            self.prints.take(which),
         )
 
 
@@ -175,6 +179,7 @@ def detections_table(slide_id: str, detections: SlideDetections, origin: Origin)
         _lists(pa.array(detections.probabilities[is_named].ravel(), pa.float16()), is_named),
         repeated(origin.detections_id, n),
         pa.array(detections.distances, pa.float32(), from_pandas=True),
+        _prints(detections.prints.used()),
     ]
     metadata = {_ORIGIN: json.dumps(asdict(origin)).encode()}
     return pa.table(columns, schema=SCHEMAS["detections"]).replace_schema_metadata(metadata)
@@ -200,6 +205,11 @@ def evidence_of(slide_id: str, fields_read: pa.Table, detections_read: pa.Table)
         return Evidence(slide_id, tuple(_field_rows(fields_read)), detections, origin)
     except (KeyError, TypeError, pa.ArrowException) as error:
         raise ValueError(f"{slide_id}: fields and detections cannot be read: {error}") from error
+
+
+def _prints(prints: Categorical) -> pa.Array:
+    """A column of prints, null where there is none."""
+    return pa.array([text or None for text in prints.categories], pa.string()).take(pa.array(prints.codes))
 
 
 def _lists(values: pa.Array, is_named: NDArray[np.bool_]) -> pa.Array:
@@ -230,7 +240,13 @@ def _detections(table: pa.Table, n_kinds: int) -> SlideDetections:
         column["score"].to_numpy(),
         probabilities,
         column["distance"].to_numpy(zero_copy_only=False),
+        _read_prints(column.get("print"), len(table)),
     )
+
+
+def _read_prints(column: pa.Array | None, n: int) -> Categorical:
+    """The prints of n boxes; an older version wrote none."""
+    return Categorical.repeat("", n) if column is None else _categorical(column.fill_null("").dictionary_encode())
 
 
 def _categorical(column: pa.DictionaryArray) -> Categorical:

@@ -84,6 +84,7 @@ _DETECTIONS = [
     ("probabilities", pa.list_(pa.float16())),
     ("detections_id", pa.dictionary(pa.int32(), pa.string())),
     ("distance", pa.float32()),
+    ("print", pa.string()),
 ]
 _FIELDS = [
     *((name, pa.string()) for name in ("slide_id", "field", "digest")),
@@ -122,6 +123,7 @@ _SLIDES = [
     ("corrections_digest", pa.string()),
     ("engine", pa.string()),
     ("red_cell_um", pa.float64()),
+    ("n_seen_again", pa.int64()),
 ]
 SCHEMAS: dict[TableName, pa.Schema] = {
     "cells": pa.schema(_CELLS),
@@ -143,7 +145,8 @@ class SlideRow:
     to 1. None where nothing tells. `cells` are those that were looked for. `n_corrected` of its cells a person named;
     `corrections_digest` is of what was said of the slide, None where nothing was. `engine` is
     what ran the detector, None in rows from before there was a choice. `red_cell_um` is how large a typical red cell is
-    at the scale that its fields were counted at, in the middle; None where that was not seen.
+    at the scale that its fields were counted at, in the middle; None where that was not seen. `n_seen_again` white
+    cells more were found, which are others seen in a second field; None in rows from before that was asked.
 
     Raises ValueError for another `count_id` (it names a folder) and for a `counted_at` without a time zone.
     """
@@ -187,6 +190,7 @@ class SlideRow:
     corrections_digest: str | None = None
     engine: Engine | None = None
     red_cell_um: float | None = None
+    n_seen_again: int | None = None
 
     def __post_init__(self) -> None:
         if self.count_id is not None and not self.count_id.isalnum():

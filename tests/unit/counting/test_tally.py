@@ -32,6 +32,7 @@ def count(
         np.array([*scores, 0.9], np.float32),
         np.stack([sure, 1 - sure], 1).astype(np.float16),
         np.array([*distances, np.nan], np.float32),
+        Categorical.repeat("", 4),
     )
     field = FieldRow("a.png", "0" * 64, "counted", FieldSeconds(), 100, 100, 0.2, "given")
     evidence = Evidence("s1", (field,), detections, Origin("i", "d", "c", 0.05, 3, "float32", kinds))

@@ -43,6 +43,7 @@ def evidence(draw: st.DrawFn) -> Evidence:
         draw(arrays(np.float32, n, elements=st.floats(0, 1, width=32))),
         probabilities,
         draw(arrays(np.float32, n, elements=st.floats(0, 9, width=32) | st.just(np.nan))),
+        Categorical.of(draw(st.lists(st.sampled_from(["", "0f", "a1"]), min_size=n, max_size=n))),
     )
     known = Kinds(kinds, draw(st.floats(0, 1)), draw(st.none() | st.floats(0, 1)), 4.5) if kinds else None
     origin = Origin(draw(st.none() | names), "d", draw(st.none() | names), 0.05, 2, "bfloat16", known)
@@ -68,6 +69,7 @@ def test_evidence_comes_back_as_it_was_written(given: Evidence) -> None:
     assert (back.slide_id, back.fields, back.origin) == (given.slide_id, given.fields, given.origin)
     assert list(back.detections.fields) == list(given.detections.fields)
     assert list(back.detections.classes) == list(given.detections.classes)
+    assert list(back.detections.prints) == list(given.detections.prints)
     for name in ("boxes", "scores", "probabilities", "distances"):
         seen, written = getattr(back.detections, name), getattr(given.detections, name)
         assert seen.dtype == written.dtype
@@ -78,7 +80,9 @@ def test_fields_of_an_older_version_lack_what_it_did_not_write() -> None:
     row = FieldRow("a", "0" * 64, "counted", FieldSeconds(1, 2, 3, 4), 240, 320, 0.2, "given", 3, red_cell_um=7.5)
     older = fields_table("s1", [row]).drop_columns("red_cell_um")
     detections = detections_table("s1", SlideDetections.empty(), Origin("i", "d", None, 0.05, 2))
-    assert evidence_of("s1", older, detections).fields == (replace(row, red_cell_um=None),)
+    read = evidence_of("s1", older, detections.drop_columns("print"))
+    assert read.fields == (replace(row, red_cell_um=None),)
+    assert len(read.detections.prints) == 0
 
 
 @given(evidence())
@@ -88,6 +92,7 @@ def test_parts_put_together_are_the_whole(given: Evidence) -> None:
     again = SlideDetections.concatenate([SlideDetections.empty(), whole.take(half), whole.take(~half)])
     assert list(again.fields) == list(whole.fields)
     assert list(again.classes) == list(whole.classes)
+    assert list(again.prints) == list(whole.prints)
     np.testing.assert_array_equal(again.boxes, whole.boxes)
     if len(whole):
         np.testing.assert_array_equal(again.probabilities, whole.probabilities)
@@ -105,4 +110,4 @@ def test_tables_that_tell_no_origin_are_refused() -> None:
 def test_detections_whose_parts_do_not_agree_are_refused() -> None:
     none, one = np.zeros(2, np.float32), Categorical.of("a")
     with pytest.raises(ValueError, match="1 fields"):
-        SlideDetections(one, np.zeros((2, 4), np.float32), one, none, np.zeros((2, 0), np.float16), none)
+        SlideDetections(one, np.zeros((2, 4), np.float32), one, none, np.zeros((2, 0), np.float16), none, one)

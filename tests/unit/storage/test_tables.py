@@ -47,7 +47,7 @@ def test_columns_and_types_are_the_contract(local_out: UPath) -> None:
         "detector_class: dictionary<values=string, indices=int32, ordered=0>",
         *("score: float", "kinds: list<element: string>", "probabilities: list<element: halffloat>"),
         "detections_id: dictionary<values=string, indices=int32, ordered=0>",
-        "distance: float",
+        *("distance: float", "print: string"),
     ]
     assert columns["fields"] == [
         *("slide_id: string", "field: string", "digest: string", "height_px: int64", "width_px: int64"),
@@ -79,7 +79,7 @@ def test_columns_and_types_are_the_contract(local_out: UPath) -> None:
         *("run_id: string", "fields_digest: string", "detections_digest: string"),
         "unfamiliarity: double",
         *("cells: string", "n_corrected: int64", "corrections_digest: string"),
-        *("engine: string", "red_cell_um: double"),
+        *("engine: string", "red_cell_um: double", "n_seen_again: int64"),
     ]
 
 
