@@ -18,7 +18,7 @@ from upath.types import StatResultType
 
 from wbc.storage.checks import check_no_hole, check_size
 from wbc.storage.jpeg import check_jpeg, decode_jpeg
-from wbc.storage.tiff import open_tiff, tiff_um_per_px, to_8_bits
+from wbc.storage.tiff import deep_to_8_bits, open_tiff, tiff_um_per_px, to_8_bits
 from wbc.types import FieldError, is_likely_scale
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".tif", ".tiff", ".bmp")
@@ -84,8 +84,8 @@ def read_field(path: UPath) -> NDArray[np.uint8]:
 def decode_field(name: str, content: bytes) -> NDArray[np.uint8]:
     """Pixels uint8 (H, W, 3), RGB, of a JPEG, PNG, TIFF or BMP of any mode, oriented as EXIF says.
 
-    Transparent pixels are laid over white, as the empty parts of a smear are. Grey of 12 and 16 bits is scaled by its
-    full range, of 32 bits as `to_8_bits` says. Raises FieldError for whatever is no whole picture or holds several,
+    Transparent pixels are laid over white, as the empty parts of a smear are. Samples of more than 8 bits
+    are scaled as `to_8_bits` says. Raises FieldError for whatever is no whole picture or holds several,
     for damage that shows, for a side below 32 px, and, before a pixel is decoded, for more than MAX_FIELD_PX.
     """
     try:
@@ -135,8 +135,7 @@ def _decode_other(name: str, content: bytes) -> NDArray[np.uint8]:
         picture.load()
         if opener is BmpImageFile:
             check_no_hole(name, _as_stored(content, picture))
-        is_deep = picture.mode.startswith("I")
-        pixels = _rgb(Image.fromarray(to_8_bits(name, np.asarray(picture), 16)) if is_deep else picture)
+        pixels = _rgb(_shallow(name, content, picture))
     return _upright(pixels, picture.getexif().get(ExifTags.Base.Orientation, 1))
 
 
@@ -151,6 +150,18 @@ def _jpeg_pixels(name: str, content: bytes, picture: ImageFile.ImageFile) -> NDA
     if content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
         raise FieldError(name, "is truncated: the JPEG has no end")
     return None
+
+
+def _shallow(name: str, content: bytes, picture: ImageFile.ImageFile) -> Image.Image:
+    """A picture of 8 bits a sample. Of PNG's colours of 16 bits Pillow keeps the upper 8 alone, nothing of 10 bits."""
+    if picture.mode.startswith("I"):
+        return Image.fromarray(to_8_bits(name, np.asarray(picture), 16))
+    if not isinstance(picture, PngImageFile) or content[24] < 16:  # the depth in the header, the first chunk
+        return picture
+    from imagecodecs import png_decode
+
+    samples = png_decode(content)
+    return Image.fromarray(deep_to_8_bits(name, samples, 16, picture.mode), picture.mode)
 
 
 def _as_stored(content: bytes, picture: Image.Image) -> NDArray[np.uint8]:

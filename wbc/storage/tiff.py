@@ -25,6 +25,7 @@ _ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 274, 282, 283, 29
 _UNCOMPRESSED, _JPEG = 1, 7
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _ASSOCIATED_ALPHA = 1
+LIKELY_BITS = (8, 10, 12, 14, 16, 31, 32)  # of what a camera, or a program after it, puts into a sample
 _OTHER_VIEWS = ("Thumbnail", "Label", "Macro")  # what Aperio's scanners add to the picture of the slide
 _UM_PER_RESOLUTION_UNIT = {2: 25_400.0, 3: 10_000.0}
 _UM_PER_IMAGEJ_UNIT = {
@@ -77,25 +78,34 @@ def tiff_um_per_px(content: bytes) -> float | None:
 
 
 def to_8_bits(name: str, values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
-    """Samples of any type scaled to 0..255: of less than 32 bits by their full range, of more by the likeliest one.
+    """Samples of any type scaled to 0..255: of 8 bits and fewer, of 12 and the like by their full range.
 
-    Samples of 32 and 64 bits and floats do not tell their range: the smallest of 1 (floats only), 255, 65535 and the
-    largest 31- and 32-bit numbers that holds every sample is taken, else the largest sample. Negative ones are black.
-    Raises FieldError where some are not numbers.
+    Samples of 16 bits and more and floats do not tell their range, as cameras of 10, 12 and 14 bits are kept in 16: the
+    smallest of 1 (floats only), the largest numbers of 8, 10, 12, 14, 16, 31 and 32 bits that holds every sample is
+    taken, else the largest sample. A smear's ground is bright: what seems dark by the full range is of fewer bits.
+    Negative samples are black. Raises FieldError where some are not numbers.
     """
     if values.dtype == np.uint8 and bits == 8:
         return values
     is_float = np.issubdtype(values.dtype, np.floating)
     if is_float and not np.isfinite(values).all():
         raise FieldError(name, "has pixels that are not numbers")
-    if not is_float and bits < 32:
+    if not is_float and bits < 16:
         full = float(2 ** (bits - np.issubdtype(values.dtype, np.signedinteger)) - 1)
     else:
         largest = float(values.max())
-        ranges = (1.0 if is_float else 255.0, 255.0, 65_535.0, 2.0**31 - 1, 2.0**32 - 1)
-        full = next((end for end in ranges if largest <= end), largest)
+        ends = ([1.0] if is_float else []) + [2.0**n - 1 for n in LIKELY_BITS]
+        full = next((end for end in ends if largest <= end), largest)
     result: NDArray[np.uint8] = np.rint(np.clip(values * np.float32(255.0 / full), 0, 255)).astype(np.uint8)
     return result
+
+
+def deep_to_8_bits(name: str, samples: NDArray[Any], bits: int, mode: str) -> NDArray[np.uint8]:
+    """`to_8_bits` of samples (H,W,S) in the order of a mode of Pillow's: colours, and alpha by a range of its own."""
+    if mode[-1] not in "aA":
+        return to_8_bits(name, samples, bits)
+    parts = (to_8_bits(name, part, bits) for part in (samples[..., :-1], samples[..., -1:]))
+    return np.concatenate([*parts], 2)
 
 
 def _tiff_file(content: bytes) -> "TiffFile":
@@ -178,7 +188,9 @@ def _picture(name: str, page: "TiffPage", samples: NDArray[Any]) -> Image.Image:
     height, width = samples.shape[:2]
     mode = _mode(name, page, samples)
     colours = samples.reshape(height, width, -1)[..., : Image.getmodebands(mode)]
-    content = colours.astype(np.uint8) if mode in ("P", "PA") else to_8_bits(name, colours, page.bitspersample)
+    content = (
+        colours.astype(np.uint8) if mode in ("P", "PA") else deep_to_8_bits(name, colours, page.bitspersample, mode)
+    )
     if page.photometric == _WHITE_IS_ZERO:
         content = np.invert(content)
     picture = Image.frombuffer(mode, (width, height), np.ascontiguousarray(content), "raw", mode, 0, 1)

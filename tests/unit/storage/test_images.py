@@ -135,13 +135,22 @@ def test_deep_grey_is_scaled_by_its_range(values: NDArray[np.generic], fmt: str)
     assert (pixels.min(), pixels.max()) == (0, 255)
 
 
-def test_dim_16_bit_grey_is_not_stretched() -> None:
-    assert rgb(Image.fromarray(np.full((H, W), 257 * 30, np.uint16))).max() == 30
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+@pytest.mark.parametrize("fmt", ["PNG", "TIFF"])
+def test_a_camera_of_fewer_bits_is_not_dark(bits: int, fmt: str) -> None:
+    values = np.rint(RAMP * 0.9 * (2**bits - 1)).astype(np.uint16)
+    assert np.abs(rgb(Image.fromarray(values), fmt)[..., 0].astype(int) - 0.9 * RAMP_8).max() <= 1.5
+
+
+def test_the_depth_of_a_dim_picture_is_no_finer_than_a_cameras() -> None:
+    assert rgb(Image.fromarray(np.full((H, W), 60, np.uint16))).max() == 60
+    assert rgb(Image.fromarray(np.full((H, W), 16 * 30, np.uint16))).max() == 120  # of 10 bits
+    assert rgb(Image.fromarray(np.full((H, W), 257 * 70, np.uint16))).max() == 70  # of 16
 
 
 def test_white_is_zero_16_bit_tiff_is_turned_round() -> None:
-    content = encoded(Image.fromarray(np.full((H, W), 257 * 30, np.uint16)), "TIFF", tiffinfo={262: 0})
-    assert decode_field("f", content).max() == 225
+    content = encoded(Image.fromarray(np.full((H, W), 257 * 70, np.uint16)), "TIFF", tiffinfo={262: 0})
+    assert decode_field("f", content).max() == 185
 
 
 def png(colour_type: int, bits: int, rows: bytes, width: int = W, height: int = H) -> bytes:
@@ -156,6 +165,25 @@ def test_16_bit_rgb_png() -> None:
     deep = smear().astype(">u2") * 257
     rows = b"".join(b"\0" + row.tobytes() for row in deep)
     np.testing.assert_array_equal(decode_field("f", png(2, 16, rows)), smear())
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+@pytest.mark.parametrize("opaque", [None, 65535])
+def test_rgb_png_of_a_camera_of_fewer_bits(bits: int, opaque: int | None) -> None:
+    bright = smear() // 2 + 128
+    deep = bright.astype(np.uint32) * (2**bits - 1) // 255
+    if opaque is not None:
+        deep = np.dstack([deep, np.full((H, W), opaque)])
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
+    pixels = decode_field("f", png(2 if opaque is None else 6, 16, rows))
+    assert np.abs(pixels.astype(int) - bright).max() <= 1
+
+
+def test_damage_in_a_deep_png_is_named() -> None:
+    deep = smear().astype(">u2") * 257
+    content = png(2, 16, b"".join(b"\0" + row.tobytes() for row in deep))
+    with pytest.raises(FieldError):
+        decode_field("f", content[: len(content) // 2])
 
 
 def test_16_bit_rgb_tiff() -> None:
