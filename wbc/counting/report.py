@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from wbc.counting.handover import SlideOutcome
 
 
+FITTING = 1.15  # red cells that differ by less than this factor from those of most slides fit the scale
+
+
 @dataclass(frozen=True, slots=True)
 class SlideReport:
     """A slide's committed count: its row in `slides` and its rows in `differentials`, in the taxonomy's order.
@@ -100,6 +103,7 @@ def flag_words(row: SlideRow) -> list[tuple[str, str]]:
     """What follows from a slide's flags that do not speak for themselves: of what, and the words."""
     words = {
         "fields_overlap": ("overlap", _overlap_words),
+        "scale_unknown": ("scale", _unknown_scale_words),
         "scale_doubtful": ("scale", _doubtful_scale_words),
         "unfamiliar": ("names", _unfamiliar_words),
     }
@@ -112,10 +116,19 @@ def _overlap_words(row: SlideRow) -> str:
     return f"{cells} seen in a second field, too, and counted once; red cells and platelets there count in each field"
 
 
+def _unknown_scale_words(row: SlideRow) -> str:
+    words = "not known of some fields, which were counted at the detector's own; --um-per-px would give it"
+    if row.um_per_px is not None or row.red_cell_um is None:
+        return words
+    return (
+        f"{words} (a red cell would be {row.red_cell_um:.1f} µm across, where they are about {WHOLE_RED_CELL_UM:.1f})"
+    )
+
+
 def _doubtful_scale_words(row: SlideRow) -> str:
     size, scale = row.red_cell_um, row.um_per_px
     whole = f"{WHOLE_RED_CELL_UM:.1f}"
-    if size is None or scale is None or "mixed_scale" in row.flags:
+    if size is None or scale is None or 1 / FITTING <= size / WHOLE_RED_CELL_UM <= FITTING:
         return f"at the scale of some fields red cells would not be about {whole} µm across (`fields` says of which)"
     return (
         f"at {scale:.3g} µm/px a red cell of this slide would be {size:.1f} µm across, where they are about {whole}: "

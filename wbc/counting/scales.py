@@ -16,8 +16,9 @@ from wbc.types import WHOLE_RED_CELL_UM
 
 MIXED = 1.1  # scales that differ by more than this factor make a slide `mixed_scale`
 # Typical red cells smaller or larger by more than this factor make it `scale_doubtful`. People's own differ by less:
-# microcytes and macrocytes begin at 0.83 and 1.25 of a normal one.
-DOUBTFUL = 1.25
+# microcytes and macrocytes begin at 0.83 and 1.25 of a normal one. A field by itself may show a few odd cells, but of
+# the fields of one scale no more than one in ten: some may be of another objective.
+DOUBTFUL, MOST_DOUBTFUL = 1.25, 0.1
 MAGNIFIED = 1.3  # fields that the detector sees by more than this times as large are measured at all scales
 
 
@@ -73,7 +74,7 @@ def red_cells_um(
 
 def scale_flags(scales: Mapping[int, Scale], red_cells: Mapping[int, float]) -> tuple[str, ...]:
     """`scale_unknown` where a field has no scale, `mixed_scale` where two differ by more than 10 %, `scale_doubtful`
-    where the red cells of fields of one scale, µm by the fields' indices, are not of the size that red cells have.
+    where in more than a tenth of the fields of one scale red cells, µm by the fields' indices, are not of their size.
     """
     numbers = [scale.um_per_px for scale in scales.values() if scale.um_per_px is not None]
     sizes = defaultdict(list)
@@ -83,13 +84,14 @@ def scale_flags(scales: Mapping[int, Scale], red_cells: Mapping[int, float]) -> 
     conditions = {
         "scale_unknown": len(numbers) < len(scales),
         "mixed_scale": bool(numbers) and max(numbers) > MIXED * min(numbers),
-        "scale_doubtful": any(_is_doubtful(float(np.median(of_one))) for of_one in sizes.values()),
+        "scale_doubtful": any(map(_is_doubtful, sizes.values())),
     }
     return tuple(flag for flag, holds in conditions.items() if holds)
 
 
-def _is_doubtful(size_um: float) -> bool:
-    return not 1 / DOUBTFUL <= size_um / WHOLE_RED_CELL_UM <= DOUBTFUL
+def _is_doubtful(sizes_um: Sequence[float]) -> bool:
+    parts = np.array(sizes_um) / WHOLE_RED_CELL_UM
+    return bool(((parts < 1 / DOUBTFUL) | (parts > DOUBTFUL)).mean() > MOST_DOUBTFUL)
 
 
 def _by_metadata(ingested: Ingested) -> tuple[dict[int, Scale], dict[Alike, list[int]]]:

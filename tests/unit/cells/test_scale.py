@@ -93,3 +93,16 @@ def test_red_cells_are_measured_whole_and_by_their_scores(dark_model: LoadedMode
     assert red_cell_um(cells.take(np.arange(9) > 1), (200, 200, 3), 0.25, model) is None  # too few
     no_red = replace(dark_model, card=replace(dark_model.card, classes=("wbc",)))
     assert red_cell_um(cells, (200, 200, 3), 0.25, no_red) is None
+
+
+def test_fields_that_show_a_few_cells_each_tell_a_scale_together(dark_model: LoadedModel) -> None:
+    few = [smear(0.2, ENOUGH_CELLS // 2 + i) for i in range(3)]
+    assert estimate_um_per_px(few[:1], dark_model) is None
+    assert estimate_um_per_px(few, dark_model) == pytest.approx(0.2, rel=0.05)
+
+
+def test_pieces_of_all_sizes_are_no_red_cells(dark_model: LoadedModel) -> None:
+    sizes = [9, 12, 15, 17, 21, 24]
+    places = [(80 + 120 * i, 350) for i in range(6)]
+    debris = paint(700, 900, [(x, y, radius) for (x, y), radius in zip(places, sizes, strict=True)])
+    assert estimate_um_per_px([debris] * 3, dark_model) is None

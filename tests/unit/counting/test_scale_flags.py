@@ -28,10 +28,12 @@ def test_red_cells_of_a_size_that_no_red_cells_have_make_the_scale_doubtful(size
     assert ("scale_doubtful" in flags([0.2, 0.2], {1: size})) == is_doubtful
 
 
-def test_the_middle_field_of_a_scale_decides() -> None:
+def test_one_odd_field_of_many_is_no_doubt_and_fields_of_another_objective_are() -> None:
     wrong, right = WHOLE_RED_CELL_UM / 2, WHOLE_RED_CELL_UM
-    assert flags([0.2] * 3, {0: wrong, 1: right, 2: right}) == ()
-    assert flags([0.2, 0.2, 0.21], {0: right, 1: right, 2: wrong}) == ("scale_doubtful",)
+    assert flags([0.2] * 10, {0: wrong} | dict.fromkeys(range(1, 10), right)) == ()
+    assert flags([0.2] * 10, {0: wrong, 1: wrong} | dict.fromkeys(range(2, 10), right)) == ("scale_doubtful",)
+    many = dict.fromkeys(range(20), right)
+    assert flags([0.2] * 20 + [0.21], many | {20: wrong}) == ("scale_doubtful",)
 
 
 def test_a_field_without_a_scale_is_not_doubted_beside() -> None:
