@@ -61,6 +61,21 @@ def red_cell_um(cells: Detections, shape: tuple[int, ...], um_per_px: float, mod
     return None if len(seen) < ENOUGH_TO_CHECK else seen.typical * um_per_px
 
 
+def red_cell_um_of(
+    pixels: NDArray[np.uint8], um_per_px: float, model: LoadedModel, *, is_magnified: bool
+) -> float | None:
+    """The same of a field uint8 (H,W,3), by a look at its middle: at this scale, unless the detector sees it magnified
+    there; where that shows too few, at all scales.
+    """
+    if "rbc" not in model.card.classes:
+        return None
+    seen = RedCells.concatenate([]) if is_magnified else _measure(pixels, RED_CELL_UM / um_per_px, model)
+    if len(seen) >= ENOUGH_TO_CHECK:
+        return seen.typical * um_per_px
+    estimate = estimate_um_per_px([pixels], model)
+    return None if estimate is None else WHOLE_RED_CELL_UM * um_per_px / estimate
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class RedCells:
     """Sides in px, geometric means of height and width, and scores of whole red cells, float32 (N,) each."""

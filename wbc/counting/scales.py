@@ -10,7 +10,7 @@ import numpy as np
 
 from wbc.counting.handover import Alike, Ingested, ReadyField, Scale
 from wbc.counting.job import Job
-from wbc.counting.worker import look_for_scale
+from wbc.counting.worker import look_for_red_cells, look_for_scale
 from wbc.models.registry import read_card
 from wbc.types import WHOLE_RED_CELL_UM
 
@@ -56,20 +56,23 @@ def red_cells_um(
 ) -> dict[int, float]:
     """How large a typical red cell is, in µm, at the scales of a slide's fields, by their indices: `seen`, and more.
 
-    What was seen at a scale that was told says nothing where it was no red cell to speak of, or where the detector was
-    shown the field magnified: far too much so, and the grain of a cell is found as cells. There a few fields are looked
-    at at all scales.
+    Where scales were told, and nothing was seen of red cells at them, as in windows over white cells, a few fields are
+    looked at for that. And what was seen is not believed where the detector was shown fields magnified: far too much
+    so, the grain of a cell is found as cells. One of these is looked at at all scales.
     """
     told = {i: s.um_per_px for i, s in scales.items() if s.source in ("given", "metadata") and s.um_per_px is not None}
     if not told:
         return dict(seen)
     largest = MAGNIFIED * read_card(job.detector.reference).um_per_px
-    unsure = told if told.keys().isdisjoint(seen) else {i: um for i, um in told.items() if um > largest}
-    tried = spread_over(sorted(unsure), job.settings.look_fields) if unsure else []
-    futures = [executor.submit(look_for_scale, [ingested.ready(i)], job) for i in tried]
-    estimates = {i: future.result() for i, future in zip(tried, futures, strict=True)}
-    found = {i: WHOLE_RED_CELL_UM * told[i] / e for i, e in estimates.items() if e is not None}
-    return {**(seen if not found else {i: size for i, size in seen.items() if i not in unsure}), **found}
+    magnified = {i for i, um_per_px in told.items() if um_per_px > largest}
+    if told.keys().isdisjoint(seen):
+        tried = spread_over(sorted(told), job.settings.look_fields)
+    else:
+        tried = spread_over(sorted(magnified), 1) if magnified else []
+    futures = [executor.submit(look_for_red_cells, ingested.ready(i, told[i]), job, i in magnified) for i in tried]
+    sizes = {i: future.result() for i, future in zip(tried, futures, strict=True)}
+    found = {i: size for i, size in sizes.items() if size is not None}
+    return {**{i: size for i, size in seen.items() if not found or i not in magnified}, **found}
 
 
 def scale_flags(scales: Mapping[int, Scale], red_cells: Mapping[int, float]) -> tuple[str, ...]:
