@@ -18,11 +18,15 @@ from upath import UPath
 
 from wbc.cells.geometry import box_iou
 from wbc.cli.main import app
+from wbc.counting.annotate import annotate_slide
+from wbc.counting.left_out import left_out_of
 from wbc.counting.recount import Change, recount_slides
 from wbc.counting.slide import count_slide
+from wbc.datasets.exported_cells import counted_pictures
 from wbc.models import registry
 from wbc.storage.corrections import Correction, write_corrections
 from wbc.storage.counts import read_slide_row
+from wbc.storage.layout import Layout
 from wbc.storage.slides import discover
 from wbc.storage.tables import SlideRow
 from wbc.synth.smear import SmearSettings, draw_stain, render_field
@@ -136,6 +140,24 @@ def test_what_a_person_names_counts(out: UPath) -> None:
     named = read_slide_row(out, "s1")
     assert named.n_seen_again == (row.n_seen_again or 0) - 1
     assert named.n_corrected == 1
+
+
+def test_a_drawing_shows_where_a_cell_counts_elsewhere(
+    slide: UPath, tmp_path: Path, threads: Executor, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = UPath(tmp_path / "out")
+    row = counted(slide, out, threads)
+    left = left_out_of(out, row)
+    assert sum(map(len, left.values())) == row.n_seen_again
+    (found,) = discover(slide)
+    annotate_slide(out, found, threads)
+    for field, boxes in left.items():
+        drawn = np.asarray(Image.open(str(Layout(out).drawings("s1", [field])[field]))).astype(int)
+        for x0, y0, x1, _ in boxes:
+            edge = drawn[int(y0) - 1 : int(y0) + 4, round(x0) + 20 : round(x1) - 20]
+            assert (np.abs(edge - 110).max(2) < 40).mean(1).max() > 0.7
+    counted_pictures(out, ["s1"])
+    assert f"s1: {row.n_seen_again} white cells have no box in a field, as they count in another" in caplog.text
 
 
 def test_it_is_said_in_words(slide: UPath, tmp_path: Path, threads: Executor) -> None:

@@ -1,7 +1,7 @@
 """Annotated fields: what was counted, drawn into a slide's fields, a JPEG a field."""
 
 import io
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import Executor, wait
 from typing import Literal
 
@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 from PIL import Image
 from upath import UPath
 
-from wbc.counting.drawing import draw_cells
+from wbc.counting.drawing import Box, draw_cells
+from wbc.counting.left_out import left_out_of
 from wbc.counting.report import SlideReport, read_report, report_taxonomy
 from wbc.storage.atomic import write_whole
 from wbc.storage.counts import read_slide_row, read_table
@@ -28,33 +29,41 @@ HEAD_BYTES = 1024
 def annotate_slide(out: UPath, slide: Slide, executor: Executor, cells: Cells = "white") -> None:
     """Draw every counted field of a slide from its tables, one future a field; other drawings of the slide go.
 
-    White (nucleated) cells are drawn with their names, the others in thin frames where `cells` is all. All fields are
+    White (nucleated) cells are drawn with their names, those that count in another field in thin frames, and so are the
+    other cells where `cells` is all. All fields are
     tried; then raises the first one's FieldError or OSError. Raises FileNotFoundError where the slide has no count.
     """
     report, table = read_report(out, slide.slide_id), read_table(out, "cells", slide.slide_id)
     is_white, targets = _is_white(table, report), _targets(out, slide, report.row)
     white, others = table.filter(is_white), table.filter(pc.and_(pc.invert(is_white), cells == "all"))
+    again = left_out_of(out, report.row)
     comment = _comment(report.row, cells)
     futures = []
     for path in slide.field_paths:
         field = arrow_text(path.name)
         if field in targets:
             own, others_own = (part.filter(pc.equal(part["field"], field)) for part in (white, others))
-            futures.append(executor.submit(annotate_field, path, targets[field], own, others_own, comment))
+            futures.append(
+                executor.submit(annotate_field, path, targets[field], own, others_own, again.get(field, ()), comment)
+            )
     wait(futures)
     for future in futures:
         future.result()
     _remove_others(Layout(out).drawings_folder(slide.slide_id), targets.values())
 
 
-def annotate_field(path: UPath, target: UPath, white: pa.Table, others: pa.Table, comment: str) -> None:
+def annotate_field(
+    path: UPath, target: UPath, white: pa.Table, others: pa.Table, again: Sequence[Box], comment: str
+) -> None:
     """Write the field at `path` to the JPEG `target` with rows of `cells` drawn in, `comment` in the file's head.
+
+    `again` are boxes of white cells that count in another field.
 
     The file is there whole or not at all. Raises FieldError where the field cannot be read, OSError where the drawing
     cannot be written.
     """
     picture = Image.fromarray(read_field(path))
-    draw_cells(picture, white.to_pylist(), others.to_pylist())
+    draw_cells(picture, white.to_pylist(), others.to_pylist(), again)
     sink = io.BytesIO()
     # Full colour resolution: thin lines are what the drawing is for.
     picture.save(sink, "JPEG", quality=JPEG_QUALITY, subsampling=0, comment=comment)

@@ -36,11 +36,14 @@ COLOURS = {
 }
 
 
-def draw_cells(picture: Image.Image, white: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> None:
+def draw_cells(
+    picture: Image.Image, white: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]], again: Sequence[Box] = ()
+) -> None:
     """Draw rows of the table `cells` into an RGB picture, in place: boxes are in its px.
 
     White cells get a frame and a label: `cell_id`, cell type and the classifier's score, or the detector's where no
-    classifier ran. Others get a thin frame with their `cell_id` in its corner.
+    classifier ran. Others get a thin frame with their `cell_id` in its corner; those at `again`, which count in another
+    field, one that says so.
     """
     draw, side_px = ImageDraw.Draw(picture), max(picture.size)
     tiny = ImageFont.load_default(max(SMALLEST_TEXT_PX, side_px / 180))
@@ -48,6 +51,9 @@ def draw_cells(picture: Image.Image, white: Sequence[dict[str, Any]], others: Se
         box, colour = _box(cell), colour_of(cell["cell_type"])
         draw.rectangle(box, outline=colour, width=max(1, round(side_px / 1800)))
         draw.text((box[0] + 3, box[1] + 1), str(cell["cell_id"]), colour, tiny)
+    for box in again:
+        draw.rectangle(box, outline=COLOURS["not_a_white_cell"], width=max(2, round(side_px / 1200)))
+        draw.text((box[0] + 3, box[1] + 1), "counted in another field", COLOURS["not_a_white_cell"], tiny)
     for cell in white:
         _frame(draw, _box(cell), colour_of(cell["cell_type"]), max(2, round(side_px / 800)))
     labels = _Labels(draw, ImageFont.load_default(max(SMALLEST_TEXT_PX, side_px / 115)), [_box(cell) for cell in white])

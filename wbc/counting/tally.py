@@ -8,15 +8,14 @@ from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from wbc import __version__
 from wbc.cells.certainty import Certainty
 from wbc.cells.naming import name_cells
-from wbc.cells.sightings import seen_again
 from wbc.counting.corrected_cells import place, review
 from wbc.counting.handover import Scale
 from wbc.counting.job import COUNTING_VERSION, count_id, taxonomy_digest
+from wbc.counting.left_out import other_sightings
 from wbc.counting.scales import scale_flags, summary
 from wbc.differential import differential_of, not_looked_for
 from wbc.misnaming import corrected
@@ -76,7 +75,7 @@ def tally(evidence: Evidence, rules: Rules, occasion: Occasion) -> Tally:
         )
     slide_id, found = evidence.slide_id, evidence.detections
     counts = found.scores >= rules.min_score
-    again = _seen_again(found, counts)
+    again = other_sightings(found, counts)
     counts &= ~again
     placed = place(evidence.corrections, evidence.fields, found, counts)
     counts[list(placed.found)] = True  # what a person named is a cell, whatever its score
@@ -105,15 +104,6 @@ def tally(evidence: Evidence, rules: Rules, occasion: Occasion) -> Tally:
     flags = (*flags, "fields_overlap") if n_again else flags
     told_row = replace(row, unfamiliarity=unfamiliarity, flags=flags, n_corrected=n_corrected, n_seen_again=n_again)
     return Tally(told_row, tables)
-
-
-def _seen_again(found: SlideDetections, counts: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which of the boxes that count are cells that another field shows, too, and better."""
-    again, prints = np.zeros(len(found), bool), found.prints
-    asked = np.flatnonzero(counts & ~prints.where(""))
-    of_asked = [prints.categories[code] for code in prints.codes[asked]]
-    again[asked] = seen_again(of_asked, found.fields.codes[asked], found.scores[asked])
-    return again
 
 
 def unfamiliarity_of(cells: SlideDetections, kinds: Kinds | None) -> float | None:

@@ -37,6 +37,12 @@ def _pictures(out: UPath, slide_id: str) -> list[LabelledPicture]:
         raise ValueError(f"{slide_id}: an older version counted it, which did not keep what is needed; count it again")
     if left := not_sought_words(count.row.cells):
         logger.warning("%s: %s were not looked for: no detector can learn from its fields", slide_id, left)
+    if count.row.n_seen_again:
+        logger.warning(
+            "%s: %d white cells have no box in a field, as they count in another: no detector can learn from these",
+            slide_id,
+            count.row.n_seen_again,
+        )
     fields = read_table(out, "fields", slide_id).select(["field", "status"]).to_pylist()
     cells = count.cells.to_pandas()
     counted = [str(field["field"]) for field in fields if field["status"] == "counted"]
