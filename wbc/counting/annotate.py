@@ -30,8 +30,8 @@ def annotate_slide(out: UPath, slide: Slide, executor: Executor, cells: Cells = 
     """Draw every counted field of a slide from its tables, one future a field; other drawings of the slide go.
 
     White (nucleated) cells are drawn with their names, those that count in another field in thin frames, and so are the
-    other cells where `cells` is all. All fields are
-    tried; then raises the first one's FieldError or OSError. Raises FileNotFoundError where the slide has no count.
+    other cells where `cells` is all. All fields are tried; then raises the first one's FieldError or OSError. Raises
+    FileNotFoundError where the slide has no count.
     """
     report, table = read_report(out, slide.slide_id), read_table(out, "cells", slide.slide_id)
     is_white, targets = _is_white(table, report), _targets(out, slide, report.row)
