@@ -159,7 +159,8 @@ def test_the_models_say_more_than_is_counted_and_a_cell_has_a_second_name(
         pd.read_parquet(job.out / table / "s1.parquet") for table in ("cells", "detections", "fields")
     )
     assert 0.05 <= detections["score"].min() < 0.1
-    assert len(cells) == (detections["score"] >= np.float32(0.7)).sum() > 100
+    again = read_slide_row(job.out, "s1").n_seen_again or 0  # the fields are painted much alike
+    assert len(cells) + again == (detections["score"] >= np.float32(0.7)).sum() > 100
     white = detections[detections["detector_class"] == "wbc"]
     assert detections.index[detections["probabilities"].notna()].equals(white.index)
     assert {tuple(kinds) for kinds in white["kinds"]} == {KINDS}

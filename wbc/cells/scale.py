@@ -16,7 +16,8 @@ LADDER_PX = tuple(14 * 1.35**k for k in range(10))  # red cells from 14 to 208 p
 LOOK_PX = 448
 ENOUGH_CELLS = 12  # to measure a scale by
 ENOUGH_TO_CHECK = 6  # to see whether one is about right
-ALIKE = 1.25
+ALIKE = 1.25  # how far apart their middle half may lie
+MAGNIFIED = 1.3
 MIN_SCORE = 0.5
 
 
@@ -53,25 +54,23 @@ def estimate_um_per_px(fields: Sequence[NDArray[np.uint8]], model: LoadedModel) 
 def red_cell_um(cells: Detections, shape: tuple[int, ...], um_per_px: float, model: LoadedModel) -> float | None:
     """The side of a typical whole red cell among the cells of a field of `shape` (H,W,...), in µm at its scale.
 
-    About `WHOLE_RED_CELL_UM` where the scale is right. None where the field shows too few.
+    About `WHOLE_RED_CELL_UM` where the scale is right. None where the field shows too few, or was shown to the detector
+    magnified: far too much so, and the grain of cells is found as cells.
     """
-    if "rbc" not in model.card.classes:
+    if "rbc" not in model.card.classes or um_per_px > MAGNIFIED * model.card.um_per_px:
         return None
     seen = _red_cells(cells.take(cells.scores >= MIN_SCORE), shape, model)
     return None if len(seen) < ENOUGH_TO_CHECK else seen.typical * um_per_px
 
 
-def red_cell_um_of(
-    pixels: NDArray[np.uint8], um_per_px: float, model: LoadedModel, *, is_magnified: bool
-) -> float | None:
-    """The same of a field uint8 (H,W,3), by a look at its middle: at this scale, unless the detector sees it magnified
-    there; where that shows too few, at all scales.
-    """
+def red_cell_um_of(pixels: NDArray[np.uint8], um_per_px: float, model: LoadedModel) -> float | None:
+    """The same of a field uint8 (H,W,3), by a look at its middle: at its scale or, where that tells nothing, at all."""
     if "rbc" not in model.card.classes:
         return None
-    seen = RedCells.concatenate([]) if is_magnified else _measure(pixels, RED_CELL_UM / um_per_px, model)
-    if len(seen) >= ENOUGH_TO_CHECK:
-        return seen.typical * um_per_px
+    if um_per_px <= MAGNIFIED * model.card.um_per_px:
+        seen = _measure(pixels, RED_CELL_UM / um_per_px, model)
+        if len(seen) >= ENOUGH_TO_CHECK:
+            return seen.typical * um_per_px
     estimate = estimate_um_per_px([pixels], model)
     return None if estimate is None else WHOLE_RED_CELL_UM * um_per_px / estimate
 

@@ -11,7 +11,6 @@ import numpy as np
 from wbc.counting.handover import Alike, Ingested, ReadyField, Scale
 from wbc.counting.job import Job
 from wbc.counting.worker import look_for_red_cells, look_for_scale
-from wbc.models.registry import read_card
 from wbc.types import WHOLE_RED_CELL_UM
 
 MIXED = 1.1  # scales that differ by more than this factor make a slide `mixed_scale`
@@ -19,7 +18,6 @@ MIXED = 1.1  # scales that differ by more than this factor make a slide `mixed_s
 # microcytes and macrocytes begin at 0.83 and 1.25 of a normal one. A field by itself may show a few odd cells, but of
 # the fields of one scale no more than one in ten: some may be of another objective.
 DOUBTFUL, MOST_DOUBTFUL = 1.25, 0.1
-MAGNIFIED = 1.3  # fields that the detector sees by more than this times as large are measured at all scales
 
 
 def scales_of(ingested: Ingested, job: Job, executor: Executor) -> dict[int, Scale]:
@@ -56,23 +54,16 @@ def red_cells_um(
 ) -> dict[int, float]:
     """How large a typical red cell is, in µm, at the scales of a slide's fields, by their indices: `seen`, and more.
 
-    Where scales were told, and nothing was seen of red cells at them, as in windows over white cells, a few fields are
-    looked at for that. And what was seen is not believed where the detector was shown fields magnified: far too much
-    so, the grain of a cell is found as cells. One of these is looked at at all scales.
+    Where scales were told, and nothing was seen of red cells at them, as in windows over white cells, fields are looked
+    at for that until one shows them, a few at most.
     """
-    told = {i: s.um_per_px for i, s in scales.items() if s.source in ("given", "metadata") and s.um_per_px is not None}
-    if not told:
-        return dict(seen)
-    largest = MAGNIFIED * read_card(job.detector.reference).um_per_px
-    magnified = {i for i, um_per_px in told.items() if um_per_px > largest}
+    told = {i: s.um_per_px for i, s in scales.items() if s.source in ("given", "metadata")}
     if told.keys().isdisjoint(seen):
-        tried = spread_over(sorted(told), job.settings.look_fields)
-    else:
-        tried = spread_over(sorted(magnified), 1) if magnified else []
-    futures = [executor.submit(look_for_red_cells, ingested.ready(i, told[i]), job, i in magnified) for i in tried]
-    sizes = {i: future.result() for i, future in zip(tried, futures, strict=True)}
-    found = {i: size for i, size in sizes.items() if size is not None}
-    return {**{i: size for i, size in seen.items() if not found or i not in magnified}, **found}
+        for i in spread_over(sorted(told), job.settings.look_fields):
+            size = executor.submit(look_for_red_cells, ingested.ready(i, told[i]), job).result()
+            if size is not None:
+                return {**seen, i: size}
+    return dict(seen)
 
 
 def scale_flags(scales: Mapping[int, Scale], red_cells: Mapping[int, float]) -> tuple[str, ...]:

@@ -98,13 +98,13 @@ def look_for_scale(fields: Sequence[ReadyField], job: Job) -> float | None:
     return estimate_um_per_px(batch.pixels, _detector(job))
 
 
-def look_for_red_cells(field: ReadyField, job: Job, is_magnified: bool) -> float | None:
+def look_for_red_cells(field: ReadyField, job: Job) -> float | None:
     """On a worker: how large red cells are at the scale that a field was told to have, as `red_cell_um_of` says."""
     from wbc.cells.scale import red_cell_um_of
 
     detector, batch = _detector(job), _read([field], job)
     scale = field.um_per_px or detector.card.um_per_px
-    sizes = [red_cell_um_of(pixels, scale, detector, is_magnified=is_magnified) for pixels in batch.pixels]
+    sizes = [red_cell_um_of(pixels, scale, detector) for pixels in batch.pixels]
     return sizes[0] if sizes else None
 
 
