@@ -59,7 +59,8 @@ def paint_slide(folder: Path, n_fields: int = 4) -> None:
         pixels = np.full((200, 320, 3), 225, np.uint8)
         pixels[:] = pixels + rng.integers(0, 8, pixels.shape).astype(np.uint8)
         for k in range(15):
-            cx, cy, kind = 30 + 60 * (k % 5) + i, 35 + 60 * (k // 5), list(COLOURS)[k // 5]
+            dx, dy = rng.integers(-9, 10, 2)
+            cx, cy, kind = 30 + 60 * (k % 5) + dx, 35 + 60 * (k // 5) + dy, list(COLOURS)[k // 5]
             inside = (x - cx) ** 2 + (y - cy) ** 2 <= 17**2
             pixels[inside] = np.clip(np.array(COLOURS[kind]) + rng.integers(-12, 13, (int(inside.sum()), 3)), 0, 255)
         Image.fromarray(pixels).save(folder / f"f{i}.png")

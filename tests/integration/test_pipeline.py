@@ -43,7 +43,7 @@ def test_a_folder_becomes_three_tables(painted_slide: UPath, out: UPath, threads
     read = read_tables(out)
     cells = read["cells"]
     assert cells.groupby("field").size().to_dict() == {"f000.png": 5, "f001.png": 6, "f002.png": 7}
-    assert cells[["x0", "y0", "x1", "y1"]].iloc[0].tolist() == [13, 13, 48, 48]
+    assert cells[["x0", "y0", "x1", "y1"]].iloc[0].tolist() == pytest.approx([13, 13, 48, 48], abs=2)
     assert set(cells["cell_type"]) == {"rbc"}
     assert cells["type_score"].isna().all()
     counts = read["differentials"].set_index("cell_type")
@@ -263,8 +263,8 @@ def test_the_scale_is_measured_on_red_cells(tmp_path: Path, out: UPath, threads:
     assert "scale_unknown" not in row(out)["flags"]
 
 
-def test_a_scale_that_nothing_tells_is_flagged(painted_slide: UPath, out: UPath, threads: Executor) -> None:
-    count_slide(only(painted_slide), make_job(out), threads)
+def test_a_scale_that_nothing_tells_is_flagged(tmp_path: Path, out: UPath, threads: Executor) -> None:
+    count_slide(only(make_slide(UPath(tmp_path / "slides" / "s1"), 3, cells=2)), make_job(out), threads)
     assert pd.isna(row(out)["um_per_px"])
     assert pd.isna(row(out)["scale_from"])
     assert "scale_unknown" in row(out)["flags"]
