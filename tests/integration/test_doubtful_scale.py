@@ -86,4 +86,4 @@ def test_the_doubt_is_shown_in_words(fields: Path, out: UPath, threads: Executor
     fitting = RIGHT * 2 * WHOLE_RED_CELL_UM / (row.red_cell_um or 0)
     shown = " ".join(CliRunner().invoke(app, ["show", str(out)]).stdout.split())
     assert "scale_doubtful" in shown
-    assert f"where they are about 7.6: {fitting:.3g} µm/px would fit" in shown
+    assert f"where they are about 7.6: about {fitting:.2g} µm/px would fit" in shown

@@ -132,7 +132,7 @@ def _doubtful_scale_words(row: SlideRow) -> str:
         return f"at the scale of some fields red cells would not be about {whole} µm across (`fields` says of which)"
     return (
         f"at {scale:.3g} µm/px a red cell of this slide would be {size:.1f} µm across, where they are about {whole}: "
-        f"{scale * WHOLE_RED_CELL_UM / size:.3g} µm/px would fit, and cells are missed and misnamed at a wrong scale"
+        f"about {scale * WHOLE_RED_CELL_UM / size:.2g} µm/px would fit; cells are missed and misnamed at a wrong scale"
     )
 
 
