@@ -90,11 +90,13 @@ def to_8_bits(name: str, values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     is_float = np.issubdtype(values.dtype, np.floating)
     if is_float and not np.isfinite(values).all():
         raise FieldError(name, "has pixels that are not numbers")
+    is_signed = np.issubdtype(values.dtype, np.signedinteger)
     if not is_float and bits < 16:
-        full = float(2 ** (bits - np.issubdtype(values.dtype, np.signedinteger)) - 1)
+        full = float(2 ** (bits - is_signed) - 1)
     else:
         largest = float(values.max())
-        ends = ([1.0] if is_float else []) + [2.0**n - 1 for n in LIKELY_BITS]
+        likely = sorted({*LIKELY_BITS, bits - 1}) if is_signed else LIKELY_BITS
+        ends = ([1.0] if is_float else []) + [2.0**n - 1 for n in likely]
         full = next((end for end in ends if largest <= end), largest)
     result: NDArray[np.uint8] = np.rint(np.clip(values * np.float32(255.0 / full), 0, 255)).astype(np.uint8)
     return result

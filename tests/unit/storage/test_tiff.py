@@ -101,9 +101,9 @@ def test_jpeg_inside(options: dict[str, Any]) -> None:
     assert np.abs(decode_field("f", content).astype(int) - smear()).mean() < 3
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
 def test_one_channel_is_grey(dtype: str) -> None:
-    full = {"uint8": 255, "uint16": 65535, "float32": 1}[dtype]
+    full = {"uint8": 255, "uint16": 65535, "int16": 32767, "float32": 1}[dtype]
     grey = (smear()[None, ..., 0] / 255 * full).astype(dtype)
     pixels = decode_field("f", ome_tiff(grey, axes="CYX"))
     assert np.abs(pixels - smear()[..., :1].astype(int)).max() <= 1
