@@ -14,6 +14,10 @@ from wbc.cells.crop import cut_square
 SIDE_PX, FREQUENCIES = 32, 16
 PRINT_UM = 26.0  # the side of what is seen of a cell: with its neighbours, which are the same, too
 CUT_PX = 64
+# Cells alone on an empty ground look alike (one in 140 pairs of lymphocytes): how little their surroundings spread in
+# brightness, as a part of how much darker the cell is. 0.01 and less of cells cut out, 0.12 and more in whole smears.
+EMPTY = 0.1
+CORE = 0.6  # of a cell's box, what is surely cell
 
 
 def brightness(picture: Image.Image) -> NDArray[np.float32]:
@@ -28,9 +32,27 @@ def print_of(light: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def cell_prints(pixels: NDArray[np.uint8], boxes: NDArray[np.float32], um_per_px: float) -> list[str]:
-    """The print of the cell in each box (N,4) of a field uint8 (H,W,3), as hexadecimal digits."""
+    """The print of the cell in each box (N,4) of a field uint8 (H,W,3), as hexadecimal digits.
+
+    "" where nothing is beside the cell that would tell it from another one.
+    """
     prints = []
     for x0, y0, x1, y1 in boxes:
         square = cut_square(pixels, (x0 + x1) / 2, (y0 + y1) / 2, PRINT_UM / um_per_px, CUT_PX)
-        prints.append(np.packbits(print_of(brightness(Image.fromarray(square)))).tobytes().hex())
+        light = brightness(Image.fromarray(square))
+        sides = np.array([y1 - y0, x1 - x0]) * um_per_px / PRINT_UM
+        prints.append(np.packbits(print_of(light)).tobytes().hex() if _has_neighbours(light, sides) else "")
     return prints
+
+
+def _has_neighbours(light: NDArray[np.float32], sides: NDArray[np.float64]) -> bool:
+    """Whether more than an even ground is about a cell whose box has `sides` (2,), as parts of the picture's."""
+    y, x = np.mgrid[-1 : 1 : SIDE_PX * 1j, -1 : 1 : SIDE_PX * 1j] / sides[:, None, None]
+    around = np.maximum(abs(y), abs(x)) > 1 + 2 / SIDE_PX / sides.min()
+    if around.sum() < SIDE_PX:  # the cell is as large as all that is seen of it
+        return False
+    lit = light[around]
+    plane = np.stack([np.ones_like(lit), y[around], x[around]], 1)  # light falls off towards a field's edge
+    spread = np.std(lit - plane @ np.linalg.lstsq(plane, lit, rcond=None)[0])
+    depth = np.percentile(lit, 90) - np.median(light[y**2 + x**2 < CORE**2])
+    return bool(spread > EMPTY * max(depth, 1))

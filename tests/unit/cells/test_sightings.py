@@ -88,3 +88,23 @@ def test_a_cell_in_an_overlapping_field_has_nearly_the_same_print_and_others_hav
 
 def test_no_cell_is_no_print() -> None:
     assert cell_prints(np.zeros((50, 50, 3), np.uint8), np.zeros((0, 4), np.float32), UM_PER_PX) == []
+
+
+def dark_cell(neighbours: list[tuple[int, int]], slope: float) -> NDArray[np.uint8]:
+    """A dark cell of 10 µm in the middle of 300 px, on a ground whose light falls off, and paler ones beside it."""
+    y, x = np.mgrid[:300, :300]
+    light = 220 + slope * (x - 150) / 150 + np.random.default_rng(0).normal(0, 2, x.shape)
+    for x0, y0 in neighbours:
+        light[(x - x0) ** 2 + (y - y0) ** 2 < 35**2] -= 45
+    light[(x - 150) ** 2 + (y - 150) ** 2 < 50**2] = 110
+    return np.repeat(light[..., None], 3, 2).astype(np.uint8)
+
+
+@pytest.mark.parametrize("slope", [0, 25])
+def test_a_cell_alone_on_its_ground_is_never_known_again(slope: float) -> None:
+    box = np.array([[100, 100, 200, 200]], np.float32)
+    alone, beside = (whites(dark_cell(neighbours, slope), box) for neighbours in ([], [(240, 120), (90, 230)]))
+    assert alone == [""]
+    assert len(beside[0]) == 64
+    filling = np.array([[20, 20, 280, 280]], np.float32)
+    assert whites(dark_cell([(240, 120), (90, 230)], slope), filling) == [""]
