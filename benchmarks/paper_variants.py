@@ -56,6 +56,8 @@ class Variant:
         plan = read_toml(CONFIGS / f"{self.config}.toml", ClassifierConfig)
         if self.builder:
             plan = replace(plan, builder=self.builder, model=dict(self.model))
+        if self.model.get("lower_levels"):
+            plan = replace(plan, frozen=tuple(f"backbone.{part}" for part in plan.frozen))
         if self.scratch:
             plan = _from_scratch(plan)
         return replace(
@@ -172,6 +174,16 @@ VARIANTS = [
         "varra",
         "blood_cells_laboratories",
         against="varra_model_2",
+        seeds=1,
+    ),
+    Variant(
+        "varra_lower_levels",
+        "the same, told of lower levels",
+        "varra",
+        "blood_cells_laboratories",
+        builder="crop_classifier",
+        model=LITE0 | {"lower_levels": True},
+        against="varra_laboratories",
         seeds=1,
     ),
     *ABLATIONS,
