@@ -106,6 +106,7 @@ def flag_words(row: SlideRow) -> list[tuple[str, str]]:
         "scale_unknown": ("scale", _unknown_scale_words),
         "scale_doubtful": ("scale", _doubtful_scale_words),
         "unfamiliar": ("names", _unfamiliar_words),
+        "unfamiliar_fields": ("names", _unfamiliar_fields_words),
     }
     return [(label, tell(row)) for flag, (label, tell) in words.items() if flag in row.flags]
 
@@ -141,6 +142,13 @@ def _unfamiliar_words(row: SlideRow) -> str:
         f"unlike any slide the classifier has learnt from ({row.unfamiliarity or 0:.1f} times as far as those go): "
         "only cells it is surer of are named, types that it cannot tell on such slides are among the unidentified "
         "ones, and some names are wrong; check them by eye"
+    )
+
+
+def _unfamiliar_fields_words(row: SlideRow) -> str:
+    return (
+        "some fields are unlike any that the classifier has learnt from (`unfamiliarity` in `fields` says which): only "
+        "cells it is surer of are named there, and misnaming is not undone on this slide; check them by eye"
     )
 
 

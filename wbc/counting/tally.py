@@ -8,11 +8,13 @@ from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from wbc import __version__
 from wbc.cells.certainty import Certainty
 from wbc.cells.naming import name_cells
 from wbc.counting.corrected_cells import place, review
+from wbc.counting.familiarity import familiarity
 from wbc.counting.handover import Scale
 from wbc.counting.job import COUNTING_VERSION, count_id, taxonomy_digest
 from wbc.counting.left_out import other_sightings
@@ -80,16 +82,15 @@ def tally(evidence: Evidence, rules: Rules, occasion: Occasion) -> Tally:
     placed = place(evidence.corrections, evidence.fields, found, counts)
     counts[list(placed.found)] = True  # what a person named is a cell, whatever its score
     machine = found.take(counts)
-    unfamiliarity = unfamiliarity_of(machine, evidence.origin.kinds)
-    is_strange = (unfamiliarity or 0) > 1
-    told = _names(machine, evidence.origin.kinds, rules, is_strange=is_strange)
+    looks = familiarity(machine, evidence.origin.kinds)
+    told = _names(machine, evidence.origin.kinds, rules, looks.strange)
     reviewed = review(machine, np.flatnonzero(counts), told, placed, rules.taxonomy)
     cells, names = reviewed.cells, reviewed.names
-    fields = _counted(evidence.fields, cells)
+    fields = _counted(evidence.fields, cells, looks.fields)
     result = differential_of(list(names.types), rules.taxonomy, sum(row.status == "failed" for row in fields))
     result = not_looked_for(result, left_out(evidence.origin.cells), rules.taxonomy)
-    confusion = rules.stranger_confusion if is_strange else rules.confusion
-    if confusion is not None:
+    confusion = rules.stranger_confusion if looks.is_strange else rules.confusion
+    if confusion is not None and not looks.is_partly_strange:  # nobody has measured how such a mixture is misnamed
         own_fields = cells.fields.codes.tolist()
         result = corrected(result, list(names.types), own_fields, confusion, rules.taxonomy, reviewed.is_known)
     tables: dict[TableName, pa.Table] = {
@@ -99,45 +100,53 @@ def tally(evidence: Evidence, rules: Rules, occasion: Occasion) -> Tally:
         "detections": detections_table(slide_id, found, evidence.origin),
     }
     row = _row(replace(evidence, fields=fields, corrections=placed.given), rules, result, occasion)
-    flags = (*row.flags, "unfamiliar") if is_strange else row.flags
     n_again, n_corrected = int((again & ~counts).sum()), sum(r is not None for r in reviewed.reviews)
-    flags = (*flags, "fields_overlap") if n_again else flags
-    told_row = replace(row, unfamiliarity=unfamiliarity, flags=flags, n_corrected=n_corrected, n_seen_again=n_again)
+    raised = {
+        "unfamiliar": looks.is_strange,
+        "unfamiliar_fields": looks.is_partly_strange,
+        "fields_overlap": n_again > 0,
+    }
+    flags = (*row.flags, *(flag for flag, is_raised in raised.items() if is_raised))
+    told_row = replace(row, unfamiliarity=looks.slide, flags=flags, n_corrected=n_corrected, n_seen_again=n_again)
     return Tally(told_row, tables)
 
 
-def unfamiliarity_of(cells: SlideDetections, kinds: Kinds | None) -> float | None:
-    """How far a slide's cells look from those that the classifier has learnt from, by the middle one.
+def _names(cells: SlideDetections, kinds: Kinds | None, rules: Rules, strange: NDArray[np.bool_]) -> CellNames:
+    """What each box is called: by the classifier where the detector knows it for a white cell and no more.
 
-    A known laboratory's slides go up to 1. None where the classifier does not know, or there is no white cell.
+    Those that are `strange` (N,) have a name only where a stranger's cells would.
     """
-    distances = cells.distances[np.isfinite(cells.distances)]
-    if kinds is None or kinds.limit is None or not len(distances):
-        return None
-    return float(np.median(distances.astype(np.float64))) / kinds.limit
-
-
-def _names(cells: SlideDetections, kinds: Kinds | None, rules: Rules, *, is_strange: bool) -> CellNames:
-    """What each box is called: by the classifier where the detector knows it for a white cell and no more."""
     taxonomy = rules.taxonomy
     classes = cells.classes.used()
     own = np.array([taxonomy.resolve(name) for name in classes.categories], object)
     names = CellNames.of_types(own[classes.codes])
     white = np.flatnonzero(classes.where(GENERIC))
-    if kinds is not None and len(white):
+    for is_strange in (False, True):
+        these = white[strange[white] == is_strange]
+        if kinds is None or not len(these):
+            continue
         threshold = kinds.threshold_of(is_strange=is_strange)
-        told = name_cells(cells.probabilities[white], kinds.names, taxonomy, threshold)
+        told = name_cells(cells.probabilities[these], kinds.names, taxonomy, threshold)
         if is_strange and rules.stranger_certainty is not None:
             told = rules.stranger_certainty.of(told)
-        names.types[white], names.scores[white] = told.types, told.scores
-        names.second_types[white], names.second_scores[white] = told.second_types, told.second_scores
+        names.types[these], names.scores[these] = told.types, told.scores
+        names.second_types[these], names.second_scores[these] = told.second_types, told.second_scores
     return names
 
 
-def _counted(fields: Sequence[FieldRow], cells: SlideDetections) -> tuple[FieldRow, ...]:
-    """The fields with their numbers of cells, None of those that were not counted."""
+def _counted(
+    fields: Sequence[FieldRow], cells: SlideDetections, unfamiliarity: Mapping[str, float]
+) -> tuple[FieldRow, ...]:
+    """The fields with their numbers of cells, None of those that were not counted, and how unfamiliar each looks."""
     n_cells = cells.fields.counts()
-    return tuple(replace(row, n_cells=n_cells.get(row.field, 0) if row.status == "counted" else None) for row in fields)
+    return tuple(
+        replace(
+            row,
+            n_cells=n_cells.get(row.field, 0) if row.status == "counted" else None,
+            unfamiliarity=unfamiliarity.get(row.field),
+        )
+        for row in fields
+    )
 
 
 def _row(evidence: Evidence, rules: Rules, result: Differential, occasion: Occasion) -> SlideRow:

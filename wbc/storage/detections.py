@@ -132,7 +132,8 @@ class FieldRow:
 
     `digest` is the SHA-256 of its file, None where what was counted is not what the file holds, or nothing was read.
     `n_cells` is None unless it was `counted`; what is `not_counted` is a field of a slide that failed as a whole.
-    `red_cell_um` is how large a typical red cell is at its scale, None where that was not seen.
+    `red_cell_um` is how large a typical red cell is at its scale, None where that was not seen. `unfamiliarity` is how
+    far its white cells look from those that the classifier has learnt from, as in `slides`, None where it shows none.
     """
 
     field: str
@@ -147,6 +148,7 @@ class FieldRow:
     reason: str | None = None
     duplicate_of: str | None = None
     red_cell_um: float | None = None
+    unfamiliarity: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -94,7 +94,7 @@ _FIELDS = [
     ("n_cells", pa.int64()),
     *((name, pa.string()) for name in ("status", "reason", "duplicate_of")),
     ("seconds", pa.struct([(stage.name, pa.float64()) for stage in fields(FieldSeconds)])),
-    ("red_cell_um", pa.float64()),
+    *((name, pa.float64()) for name in ("red_cell_um", "unfamiliarity")),
 ]
 _SLIDES = [
     *((name, pa.string()) for name in ("slide_id", "count_id")),

@@ -12,8 +12,10 @@ from wbc.storage.categorical import Categorical
 from wbc.storage.detections import Evidence, FieldRow, Kinds, Origin, SlideDetections
 from wbc.storage.tables import FieldSeconds, Seconds
 from wbc.taxonomy import load_taxonomy
+from wbc.unfolding import Confusion
 
 KINDS = Kinds(("lymphocyte", "monocyte"), 0.4, stranger_threshold=0.8, limit=5.0)
+CONFUSION = Confusion(("lymphocyte", "monocyte"), np.array([[[90, 10, 0], [5, 95, 0]]] * 3, float))
 OCCASION = Occasion("run", datetime(2026, 1, 1, tzinfo=UTC), Seconds(), None)
 
 
@@ -37,6 +39,60 @@ def count(
     field = FieldRow("a.png", "0" * 64, "counted", FieldSeconds(), 100, 100, 0.2, "given")
     evidence = Evidence("s1", (field,), detections, Origin("i", "d", "c", 0.05, 3, "float32", kinds))
     return tally(evidence, Rules(load_taxonomy("blood"), 0.7, stranger_certainty=certainty), OCCASION)
+
+
+def count_fields(distances: list[list[float]]) -> Tally:
+    """Cells that the classifier is sure of with 0.7, in fields named by their number, each so far from those known."""
+    flat = np.array([far for field in distances for far in field], np.float32)
+    codes = np.repeat(np.arange(len(distances), dtype=np.int32), [len(field) for field in distances])
+    n = len(flat)
+    detections = SlideDetections(
+        Categorical(codes, tuple(map(str, range(len(distances))))),
+        np.tile(np.array([10, 10, 40, 40], np.float32), (n, 1)),
+        Categorical.repeat("wbc", n),
+        np.full(n, 0.9, np.float32),
+        np.tile(np.array([0.7, 0.3], np.float16), (n, 1)),
+        flat,
+        Categorical.repeat("", n),
+    )
+    fields = tuple(
+        FieldRow(str(i), f"{i:064}", "counted", FieldSeconds(), 100, 100, 0.2, "given") for i in range(len(distances))
+    )
+    evidence = Evidence("s1", fields, detections, Origin("i", "d", "c", 0.05, 3, "float32", KINDS))
+    return tally(evidence, Rules(load_taxonomy("blood"), 0.7, confusion=CONFUSION), OCCASION)
+
+
+def test_strange_fields_among_others_say_so_and_only_their_sure_cells_are_named() -> None:
+    counted = count_fields([[1.0, 2.0], [2.0, 3.0], [2.0], [7.0, 9.0], [8.0]])
+    assert counted.row.flags[-1] == "unfamiliar_fields"
+    assert counted.tables["fields"]["unfamiliarity"].to_pylist() == pytest.approx([0.3, 0.5, 0.4, 1.6, 1.6])
+    assert counted.tables["cells"]["cell_type"].to_pylist() == ["lymphocyte"] * 5 + ["unidentified"] * 3
+    assert counted.tables["differentials"]["percent_corrected"].null_count == len(counted.tables["differentials"])
+
+
+@pytest.mark.parametrize(
+    "distances",
+    [
+        [[1.0]] * 40 + [[9.0]] * 4,  # a tenth at most
+        [[1.0]] * 4 + [[9.0]] * 2,  # two cells tell nothing
+        [[1.0, 9.0, 1.0]] * 5,  # strange cells everywhere are the laboratory's own
+        [[3.0]] * 12 + [[4.5]] * 6 + [[6.0]] * 6,  # cells vary much, as where these are just beyond the limit
+        [[], [2.0]],
+    ],
+)
+def test_familiar_slides_have_odd_cells_too(distances: list[list[float]]) -> None:
+    counted = count_fields(distances)
+    assert not {"unfamiliar", "unfamiliar_fields"} & set(counted.row.flags)
+    assert set(counted.tables["cells"]["cell_type"].to_pylist()) == {"lymphocyte"}
+    assert counted.tables["differentials"]["percent_corrected"].null_count < len(counted.tables["differentials"])
+    assert counted.tables["fields"]["unfamiliarity"].null_count == distances.count([])
+
+
+def test_a_strangers_slide_is_strange_as_a_whole() -> None:
+    counted = count_fields([[9.0], [9.0, 9.0], [1.0]])
+    assert "unfamiliar" in counted.row.flags
+    assert "unfamiliar_fields" not in counted.row.flags
+    assert set(counted.tables["cells"]["cell_type"].to_pylist()) == {"unidentified"}
 
 
 def names(counted: Tally) -> list[str]:

@@ -54,7 +54,7 @@ def test_columns_and_types_are_the_contract(local_out: UPath) -> None:
         *("um_per_px: double", "scale_from: string", "n_cells: int64"),
         *("status: string", "reason: string", "duplicate_of: string"),
         "seconds: struct<decode: double, store: double, detect: double, classify: double>",
-        "red_cell_um: double",
+        *("red_cell_um: double", "unfamiliarity: double"),
     ]
     assert columns["differentials"] == [
         *("slide_id: string", "cell_type: string", "lineage: string", "count: int64", "in_differential: bool"),
