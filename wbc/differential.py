@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -86,6 +86,37 @@ def not_looked_for(differential: Differential, names: Sequence[str], taxonomy: T
         for row in differential.rows
     )
     return replace(differential, rows=rows)
+
+
+def told_alone(differential: Differential, names: Collection[str], taxonomy: Taxonomy) -> Differential:
+    """The same where cells could be called by these names alone: nothing is said of other types that no cell has.
+
+    Such a nucleated type has no count, percentage or limits, and no threshold that these straddle: its cells were
+    called something else. Where all types of a side of M:E are such, there is no M:E, and so with NRBC. A flag,
+    `types_not_told`, says so.
+    """
+    told = {covering for name in names for covering in (taxonomy.resolve(name), *taxonomy.ancestors(name))}
+    untold = {
+        row.cell_type
+        for row in differential.rows
+        if not row.count and taxonomy.cell_type(row.cell_type).nucleated and row.cell_type not in {*told, UNIDENTIFIED}
+    }
+    if not untold:
+        return differential
+    rows = tuple(
+        replace(row, count=None, percent=None, ci_low=None, ci_high=None) if row.cell_type in untold else row
+        for row in differential.rows
+    )
+    sides = [{t.me_side for t in taxonomy.cell_types if t.me_side and t.name not in hidden} for hidden in ((), untold)]
+    has_no_ratio = sides[0] != sides[1]
+    straddled = tuple(f"straddles:{name}:" for name in untold)
+    flags = [flag for flag in differential.flags if not flag.startswith(straddled)]
+    if has_no_ratio and "me_undefined" not in flags:
+        flags.append("me_undefined")
+    differential = replace(differential, rows=rows, flags=(*flags, "types_not_told"))
+    if has_no_ratio:
+        differential = replace(differential, me_ratio=None, me_low=None, me_high=None)
+    return replace(differential, nrbc_per_100_wbc=None) if taxonomy.nrbc in untold else differential
 
 
 def clopper_pearson(hits: NDArray[np.int64], n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -250,8 +250,9 @@ class CellNames:
 class DifferentialRow:
     """One cell type of a slide: its count and, where it is in the denominator, percent with 95 % limits (else None).
 
-    `count` is None where the type was not looked for. `percent_corrected`, with limits `low` and `high`, is what is
-    left of `percent` once misnaming is undone; None where it was not measured.
+    `count` is None where the type was not looked for, or no cell could have been called so; there is then no percent
+    either. `percent_corrected`, with limits `low` and `high`, is what is left of `percent` once misnaming is undone;
+    None where it was not measured.
     """
 
     cell_type: str

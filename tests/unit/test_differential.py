@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wbc.differential import differential_of, wilson
+from wbc.differential import differential_of, told_alone, wilson
 from wbc.taxonomy import Taxonomy, load_taxonomy, shipped_taxonomies
 from wbc.types import Differential, DifferentialRow
 
@@ -150,6 +150,50 @@ def test_a_short_count_has_every_flag_that_holds(n: int, flags: tuple[str, ...])
 )
 def test_limits_on_both_sides_of_a_decision_are_flagged(cells: dict[str, int], flags: list[str]) -> None:
     assert [f for f in differential_of(cells, MARROW).flags if f.startswith("straddles")] == flags
+
+
+TOLD = ("blast", "band_neutrophil", "eosinophil", "lymphocyte", "erythroblast")
+
+
+def test_nothing_is_said_of_types_that_no_cell_could_be_called() -> None:
+    cells = {"band_neutrophil": 60, "lymphocyte": 20, "erythroblast": 10, "wbc": 10, "macrophage": 2, "rbc": 5}
+    whole = differential_of(cells, MARROW)
+    found = told_alone(whole, TOLD, MARROW)
+    assert row(found, "plasma_cell") == DifferentialRow("plasma_cell", "plasma", None, True, None, None, None)
+    assert row(found, "osteoclast").count is None
+    same = ("blast", "neutrophil", "band_neutrophil", "eosinophil", "erythroblast", "unidentified", "macrophage")
+    assert [row(found, name) for name in (*same, "rbc", "platelet")] == [
+        row(whole, name) for name in (*same, "rbc", "platelet")
+    ]
+    assert row(found, "segmented_neutrophil").count is None  # what is below a name is not told by it
+    assert (found.me_ratio, found.me_low, found.me_high) == (whole.me_ratio, whole.me_low, whole.me_high)
+    assert "straddles:plasma_cell:10" not in found.flags
+    assert found.flags == (*whole.flags, "types_not_told")
+
+
+def test_thresholds_of_types_that_are_not_told_are_straddled_by_nothing() -> None:
+    whole = differential_of({"lymphocyte": 20, "wbc": 1}, MARROW)
+    assert {"straddles:plasma_cell:10", "straddles:blast:5"} <= set(whole.flags)
+    assert [flag for flag in told_alone(whole, TOLD, MARROW).flags if "straddles" in flag] == [
+        flag for flag in whole.flags if "blast" in flag
+    ]
+
+
+def test_without_names_for_a_side_there_is_no_ratio() -> None:
+    whole = differential_of({"neutrophil": 60, "lymphocyte": 20}, MARROW)
+    assert whole.me_low is not None
+    found = told_alone(whole, ("neutrophil", "eosinophil"), MARROW)
+    assert (found.me_ratio, found.me_low, found.me_high) == (None, None, None)
+    assert found.flags.count("me_undefined") == 1
+    blood = differential_of({"neutrophil": 60, "lymphocyte": 20}, BLOOD)
+    assert blood.nrbc_per_100_wbc == 0
+    assert told_alone(blood, ("neutrophil",), BLOOD).nrbc_per_100_wbc is None
+    assert told_alone(blood, ("neutrophil", "erythroblast"), BLOOD).nrbc_per_100_wbc == 0
+
+
+def test_where_every_type_is_told_nothing_changes() -> None:
+    whole = differential_of({"neutrophil": 60}, BLOOD)
+    assert told_alone(whole, [t.name for t in BLOOD.cell_types], BLOOD) == whole
 
 
 def test_unidentified_cells_are_flagged_over_a_tenth_of_the_denominator() -> None:

@@ -44,6 +44,15 @@ def name_cells(
     return CellNames(names, scores.astype(np.float32), seconds, second_scores)
 
 
+def names_given(classes: Sequence[str], taxonomy: Taxonomy, threshold: Threshold) -> set[str]:
+    """All types that `name_cells` may call a cell, beside `unidentified`."""
+    types = {taxonomy.resolve(c) for c in classes}
+    parents = {p for t in types if (p := taxonomy.cell_type(t).parent) is not None}
+    says_nothing = {p for p in parents if all(taxonomy.is_a(t, p) for t in types)}
+    names = sorted(types | parents - says_nothing)
+    return {name for name, lowest in zip(names, _lowest(threshold, names, taxonomy), strict=True) if lowest <= 1}
+
+
 def _lowest(threshold: Threshold, names: Sequence[str], taxonomy: Taxonomy) -> Chances:
     """The lowest probability by which each of the names (N,) is given; infinite where it is not given at all."""
     if not isinstance(threshold, dict):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Line = tuple[str, str, str, str, str]  # cell type, count, percent, limits, corrected percentage with limits
 
-NOT_MEASURED = "not measured"
+NOT_MEASURED, NOT_TOLD = "not measured", "not told"
 
 
 def report_table(report: SlideReport) -> RenderableType:
@@ -62,9 +62,10 @@ def _branch(
     row: DifferentialRow, rows: Mapping[str, DifferentialRow], taxonomy: Taxonomy | None, depth: int
 ) -> Iterator[Line]:
     """A type's line and those below it. A coarse type that the differential looks for is shown where none was counted:
-    its upper limit is worth knowing."""
+    its upper limit is worth knowing, or that nothing could have told it."""
     finer = [rows[name] for name in taxonomy.children(row.cell_type)] if taxonomy else []
-    if row.count or (taxonomy and depth == 0 and row.percent is not None):
+    is_untold = row.count is None and row.in_differential
+    if row.count or (taxonomy and depth == 0 and (row.percent is not None or is_untold)):
         yield _line(row, depth)
     for child in finer:
         if child.in_differential == row.in_differential:
@@ -78,11 +79,13 @@ def _branch(
 
 def _line(row: DifferentialRow, depth: int) -> Line:
     name = "  " * depth + _words(row.cell_type)
-    if row.percent is None:
-        return name, f"{row.count:,}", "", "beside", ""
     corrected = "" if depth or row.cell_type == UNIDENTIFIED else NOT_MEASURED
     if row.percent_corrected is not None:
         corrected = f"{row.percent_corrected:.1f} ({row.low:.0f} – {row.high:.0f})"
+    if row.count is None:
+        return name, NOT_TOLD, "", "", corrected
+    if row.percent is None:
+        return name, f"{row.count:,}", "", "beside", ""
     return name, f"{row.count:,}", f"{row.percent:.1f}", f"{row.ci_low:.1f} – {row.ci_high:.1f}", corrected
 
 

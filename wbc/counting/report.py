@@ -107,6 +107,7 @@ def flag_words(row: SlideRow) -> list[tuple[str, str]]:
         "scale_doubtful": ("scale", _doubtful_scale_words),
         "unfamiliar": ("names", _unfamiliar_words),
         "unfamiliar_fields": ("names", _unfamiliar_fields_words),
+        "types_not_told": ("types", _not_told_words),
     }
     return [(label, tell(row)) for flag, (label, tell) in words.items() if flag in row.flags]
 
@@ -143,6 +144,10 @@ def _unfamiliar_words(row: SlideRow) -> str:
         "only cells it is surer of are named, types that it cannot tell on such slides are among the unidentified "
         "ones, and some names are wrong; check them by eye"
     )
+
+
+def _not_told_words(row: SlideRow) -> str:
+    return "cells of a type that is not told count as another type or as unidentified: its share is not known, not 0"
 
 
 def _unfamiliar_fields_words(row: SlideRow) -> str:

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from wbc import __version__
 from wbc.cells.certainty import Certainty
-from wbc.cells.naming import name_cells
+from wbc.cells.naming import name_cells, names_given
 from wbc.counting.corrected_cells import place, review
-from wbc.counting.familiarity import familiarity
+from wbc.counting.familiarity import Familiarity, familiarity
 from wbc.counting.handover import Scale
 from wbc.counting.job import COUNTING_VERSION, count_id, taxonomy_digest
 from wbc.counting.left_out import other_sightings
 from wbc.counting.scales import scale_flags, summary
-from wbc.differential import differential_of, not_looked_for
+from wbc.differential import differential_of, not_looked_for, told_alone
 from wbc.misnaming import corrected
 from wbc.sought import left_out
 from wbc.storage.corrections import corrections_digest
@@ -89,6 +89,9 @@ def tally(evidence: Evidence, rules: Rules, occasion: Occasion) -> Tally:
     fields = _counted(evidence.fields, cells, looks.fields)
     result = differential_of(list(names.types), rules.taxonomy, sum(row.status == "failed" for row in fields))
     result = not_looked_for(result, left_out(evidence.origin.cells), rules.taxonomy)
+    told_by = _names_given(evidence, looks, rules.taxonomy)
+    if told_by is not None and not _are_all_reviewed(names, reviewed.is_known, rules.taxonomy):
+        result = told_alone(result, told_by, rules.taxonomy)
     confusion = rules.stranger_confusion if looks.is_strange else rules.confusion
     if confusion is not None and not looks.is_partly_strange:  # nobody has measured how such a mixture is misnamed
         own_fields = cells.fields.codes.tolist()
@@ -132,6 +135,22 @@ def _names(cells: SlideDetections, kinds: Kinds | None, rules: Rules, strange: N
         names.types[these], names.scores[these] = told.types, told.scores
         names.second_types[these], names.second_scores[these] = told.second_types, told.second_scores
     return names
+
+
+def _names_given(evidence: Evidence, looks: Familiarity, taxonomy: Taxonomy) -> set[str] | None:
+    """What the models could call a cell; None where the detector names kinds itself, and nothing says which."""
+    classes, kinds = evidence.detections.classes.used().categories, evidence.origin.kinds
+    if kinds is None:
+        return {taxonomy.resolve(name) for name in classes} if GENERIC in classes else None
+    given = names_given(kinds.names, taxonomy, kinds.threshold_of(is_strange=looks.is_strange))
+    return given | {taxonomy.resolve(name) for name in classes}
+
+
+def _are_all_reviewed(names: CellNames, is_known: NDArray[np.bool_], taxonomy: Taxonomy) -> bool:
+    """Whether people named all nucleated cells: then they looked for all types."""
+    if not is_known.any():
+        return False
+    return not any(taxonomy.cell_type(name).nucleated for name in set(names.types[~is_known]))
 
 
 def _counted(

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from wbc.cells.appearance import KnownLooks, appearance
 from wbc.cells.classify import classify, predict
 from wbc.cells.crop import cut_square
-from wbc.cells.naming import name_cells
+from wbc.cells.naming import name_cells, names_given
 from wbc.models import builders
 from wbc.models.cards import ModelCard
 from wbc.models.registry import LoadedModel
 from wbc.taxonomy import load_taxonomy
+from wbc.types import Threshold
 
 HALF = (0.5, 0.5, 0.5)
 SMALL_NET = {"backbone": "test_efficientnet"}
@@ -109,6 +110,14 @@ def test_a_cell_between_two_types_of_one_parent_has_the_parents_name(
     assert (names.types.tolist(), names.second_types.tolist()) == ([name], [second])
     assert names.scores == pytest.approx([score], abs=1e-6)
     assert names.second_scores == pytest.approx([second_score], abs=1e-6)
+
+
+@pytest.mark.parametrize("threshold", [0.4, {"neutrophil": 0.5, "eosinophil": 0.85, "lymphocyte": 0.1, "rbc": 0.1}])
+@pytest.mark.parametrize("classes", [CLASSES, CLASSES[:2]])
+def test_names_that_can_be_given_are_those_that_are(classes: tuple[str, ...], threshold: Threshold) -> None:
+    chances = np.random.default_rng(0).dirichlet(np.full(len(classes), 0.3), 2000).astype(np.float32)
+    named = name_cells(chances, classes, WITHOUT_PRIORS, threshold)
+    assert set(named.types) - {"unidentified"} == names_given(classes, WITHOUT_PRIORS, threshold)
 
 
 def test_a_parent_of_all_classes_names_nothing() -> None:

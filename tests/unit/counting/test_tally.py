@@ -9,6 +9,7 @@ import pytest
 from wbc.cells.certainty import Certainty
 from wbc.counting.tally import Occasion, Rules, Tally, tally
 from wbc.storage.categorical import Categorical
+from wbc.storage.corrections import Correction
 from wbc.storage.detections import Evidence, FieldRow, Kinds, Origin, SlideDetections
 from wbc.storage.tables import FieldSeconds, Seconds
 from wbc.taxonomy import load_taxonomy
@@ -93,6 +94,48 @@ def test_a_strangers_slide_is_strange_as_a_whole() -> None:
     assert "unfamiliar" in counted.row.flags
     assert "unfamiliar_fields" not in counted.row.flags
     assert set(counted.tables["cells"]["cell_type"].to_pylist()) == {"unidentified"}
+
+
+def test_types_that_the_classifier_cannot_tell_are_null_and_never_0() -> None:
+    counted = count_fields([[1.0, 2.0]])
+    rows = {row["cell_type"]: row for row in counted.tables["differentials"].to_pylist()}
+    assert (rows["lymphocyte"]["count"], rows["monocyte"]["count"], rows["monocyte"]["percent"]) == (2, 0, 0)
+    assert (rows["basophil"]["count"], rows["basophil"]["percent"], rows["basophil"]["ci_high"]) == (None, None, None)
+    assert "types_not_told" in counted.row.flags
+
+
+def test_on_a_strangers_slide_types_without_a_promise_are_not_told() -> None:
+    counted = count([9.0] * 3, replace(KINDS, stranger_threshold={"lymphocyte": 0.6}))
+    rows = {row["cell_type"]: row["count"] for row in counted.tables["differentials"].to_pylist()}
+    assert (rows["lymphocyte"], rows["monocyte"], rows["unidentified"]) == (2, None, 1)
+
+
+def test_without_a_classifier_kinds_are_not_told() -> None:
+    evidence = Evidence("s1", (), one_cell("wbc"), Origin("i", "d", None, 0.05, 3, "float32", None))
+    counted = tally(evidence, Rules(load_taxonomy("blood"), 0.7), OCCASION)
+    rows = {row["cell_type"]: row["count"] for row in counted.tables["differentials"].to_pylist()}
+    assert (rows["lymphocyte"], rows["unidentified"], rows["rbc"]) == (None, 1, 0)
+    named = tally(replace(evidence, detections=one_cell("lymphocyte")), Rules(load_taxonomy("blood"), 0.7), OCCASION)
+    assert "types_not_told" not in named.row.flags  # the detector names kinds, and nothing says which
+
+
+def one_cell(name: str) -> SlideDetections:
+    unknown = np.full(1, np.nan, np.float32)
+    box = np.array([[10, 10, 40, 40]], np.float32)
+    score, chances = np.array([0.9], np.float32), np.zeros((1, 0), np.float16)
+    return SlideDetections(
+        Categorical.of(["a"]), box, Categorical.of([name]), score, chances, unknown, Categorical.repeat("", 1)
+    )
+
+
+def test_where_people_named_every_cell_they_looked_for_every_type() -> None:
+    field = FieldRow("a", "0" * 64, "counted", FieldSeconds(), 100, 100, 0.2, "given")
+    said = Correction("a", "0" * 64, (10, 10, 40, 40), "plasma_cell", "me", OCCASION.counted_at)
+    evidence = Evidence("s1", (field,), one_cell("wbc"), Origin("i", "d", None, 0.05, 3, "float32", None), (said,))
+    counted = tally(evidence, Rules(load_taxonomy("marrow_icsh"), 0.7), OCCASION)
+    rows = {row["cell_type"]: row["count"] for row in counted.tables["differentials"].to_pylist()}
+    assert (rows["plasma_cell"], rows["lymphocyte"]) == (1, 0)
+    assert "types_not_told" not in counted.row.flags
 
 
 def names(counted: Tally) -> list[str]:
