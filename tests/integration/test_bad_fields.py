@@ -11,7 +11,7 @@ from PIL import Image
 from upath import UPath
 
 from benchmarks.counted import read_tables
-from wbc.counting.slide import SlideOutcome, count_slide, is_counted, unchanged
+from wbc.counting.slide import SlideOutcome, count_ingested, count_slide, ingest_slide, is_counted, unchanged
 from wbc.storage.slides import discover
 
 
@@ -40,6 +40,29 @@ def test_a_field_that_vanishes_on_the_way_is_named(painted_slide: UPath, out: UP
     outcome = count_slide(slide, make_job(out), threads)
     assert ([f.field for f in outcome.failed_fields], outcome.n_cells) == (["f000.png"], 13)
     assert not is_counted(slide, make_job(out))
+
+
+def test_fields_that_come_while_a_slide_is_counted_are_named(
+    painted_slide: UPath, out: UPath, threads: Executor
+) -> None:
+    """As a scanner that still writes leaves them: what was counted is not the whole slide."""
+    late = painted_slide / "f002.png"
+    content = late.read_bytes()
+    late.unlink()
+    slide, job = only(painted_slide), make_job(out)
+    ingested = ingest_slide(slide, job, threads)
+    late.write_bytes(content)
+    outcome = count_ingested(ingested, job, threads)
+    assert [(f.field, f.reason.split(";")[0]) for f in outcome.failed_fields] == [
+        ("f002.png", "came to the folder while the slide was counted")
+    ]
+    assert (outcome.n_fields, outcome.n_cells) == (3, 11)
+    assert "fields_failed" in row(out)["flags"]
+    assert not is_counted(only(painted_slide), job)
+    again = count_slide(only(painted_slide), job, threads)
+    assert (again.failed_fields, again.n_cells) == ((), 18)
+    late.unlink()
+    assert not is_counted(only(painted_slide), job)
 
 
 def assert_empty(out: UPath, outcome: SlideOutcome, read: dict[str, pd.DataFrame], reason: str = "") -> None:

@@ -14,18 +14,24 @@ from wbc.models.registry import ModelRef
 from wbc.storage.corrections import read_corrections
 from wbc.storage.counts import commit
 from wbc.storage.detections import Evidence, FieldRow, Kinds, Origin, SlideDetections
+from wbc.storage.slides import fields_added
 from wbc.storage.stamps import FieldRecord, write_stamps
 from wbc.storage.tables import FieldSeconds, Seconds, SlideRow
 from wbc.types import Precision, Slide
+
+LATE = "came to the folder while the slide was counted; the next count reads it"
 
 
 def commit_count(detected: DetectedSlide, job: Job) -> SlideRow:
     """Commit what the models said of a slide and what follows from it, and keep the stamps of its fields."""
     slide, began = detected.ingested.slide, time.monotonic()
-    made_from = detections_id(slide, digests(detected.fields), job, detected.precision, detected.engine or "torch")
+    late = fields_added(slide)
+    of_files = digests(detected.fields) | dict.fromkeys(late, "")
+    made_from = detections_id(slide, of_files, job, detected.precision, detected.engine or "torch")
     origin = replace(_origin(job, made_from, detected.precision, detected.chunk.kinds), engine=detected.engine)
     said = read_corrections(job.out, slide.slide_id)
-    evidence = Evidence(slide.slide_id, _field_rows(detected), detected.chunk.detections, origin, said)
+    fields = (*_field_rows(detected), *(FieldRow(name, None, "failed", FieldSeconds(), reason=LATE) for name in late))
+    evidence = Evidence(slide.slide_id, fields, detected.chunk.detections, origin, said)
     result = tally(evidence, rules_of(job, origin.kinds), occasion_of(slide.source, job.run_id))
     keep_stamps(slide, detected.fields, job)
     row = replace(result.row, seconds=_seconds(detected, evidence.fields, began))

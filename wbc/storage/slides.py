@@ -97,6 +97,17 @@ def survey(root: UPath) -> Survey:
     return Survey(tuple(sorted(slides, key=lambda slide: slide.slide_id)), tuple(passed_over))
 
 
+def fields_added(slide: Slide) -> tuple[str, ...]:
+    """The names of the fields that came to a slide's folder since it was surveyed; none where that cannot be told."""
+    try:
+        folder = slide.field_paths[0].parent
+        if local_path(folder) is None:
+            folder.fs.invalidate_cache(folder.path)  # which would list what the survey saw
+        return tuple(sorted(set(_read(folder).fields).difference(slide.field_names)))
+    except Exception:  # every fsspec back end has its own
+        return ()
+
+
 def is_gone(source: str) -> bool:
     """Whether no slide is at an address any more. False where that cannot be told.
 

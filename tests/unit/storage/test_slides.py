@@ -17,9 +17,9 @@ from upath import UPath
 
 from wbc.storage.images import read_field
 from wbc.storage.names import address, safe_name
-from wbc.storage.slides import discover, is_gone, survey
+from wbc.storage.slides import discover, fields_added, is_gone, survey
 from wbc.storage.stamps import stamp
-from wbc.types import FieldError
+from wbc.types import FieldError, Slide
 
 H, W = 40, 60
 
@@ -330,3 +330,20 @@ def test_stamp_changes_with_the_file_and_only_then(root: UPath) -> None:
 def test_stamp_of_a_missing_field(root: UPath) -> None:
     with pytest.raises(FieldError, match=r"a\.jpg: cannot be read"):
         stamp(root / "a.jpg")
+
+
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_fields_that_came_since_the_survey_are_told(place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    root = (UPath(tmp_path) if place == "disk" else request.getfixturevalue("bucket")) / "late"
+    for name in ("s1/a.png", "s1/b.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    (slide,) = discover(root)
+    assert fields_added(slide) == ()
+    for name in ("s1/a2.png", "s1/.hidden.png", "s1/notes.txt"):
+        (root / name).write_bytes(b"x")
+    (root / "s1/b.png").unlink()
+    assert fields_added(slide) == ("a2.png",)
+    root.rename(root.parent / "gone") if place == "disk" else root.rmdir(recursive=True)
+    assert fields_added(slide) == ()
+    assert fields_added(Slide("empty", ())) == ()
