@@ -22,7 +22,7 @@ from wbc.counting.correction import kept_certainty, kept_confusion
 from wbc.counting.recount import Change, recount_slides
 from wbc.counting.report import read_report, report_json
 from wbc.counting.slide import Job, count_slide
-from wbc.differential import differential_of
+from wbc.differential import differential_of, told_alone
 from wbc.misnaming import corrected
 from wbc.models import builders, registry
 from wbc.models.cards import ModelCard
@@ -103,7 +103,14 @@ def test_the_tables_hold_what_the_function_says(counted: Job) -> None:
     confusion = kept_confusion(counted.out, kinds, BLOOD)
     assert confusion is not None
     expected = {
-        row.cell_type: row for row in corrected(differential_of(types, BLOOD), types, fields, confusion, BLOOD).rows
+        row.cell_type: row
+        for row in corrected(
+            told_alone(differential_of(types, BLOOD), ("monocyte", "lymphocyte"), BLOOD),
+            types,
+            fields,
+            confusion,
+            BLOOD,
+        ).rows
     }
     rows = tables["differentials"].set_index("cell_type")
     for column in ("percent", "ci_low", "ci_high", "percent_corrected", "low", "high"):
@@ -158,6 +165,8 @@ def test_json_and_terminal_show_them(counted: Job) -> None:
     assert "misnaming undone" in sink.getvalue()
     assert f"{undone:.1f} ({told['lymphocyte']['low']:.0f} – {told['lymphocyte']['high']:.0f})" in lines["lymphocyte"]
     assert lines["neutrophil"].rstrip().endswith("not measured")
+    assert "not told" in lines["neutrophil"]
+    assert told["neutrophil"]["count"] is None
     assert all(len(line) <= 80 for line in sink.getvalue().splitlines())
 
 

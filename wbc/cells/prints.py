@@ -15,8 +15,8 @@ SIDE_PX, FREQUENCIES = 32, 16
 PRINT_UM = 26.0  # the side of what is seen of a cell: with its neighbours, which are the same, too
 CUT_PX = 64
 # Cells alone on an empty ground look alike (one in 140 pairs of lymphocytes): how little their surroundings spread in
-# brightness, as a part of how much darker the cell is. 0.01 and less of cells cut out, 0.12 and more in whole smears.
-EMPTY = 0.1
+# brightness, as a part of how much darker the cell is. Around 0.01 of cells cut out, 0.07 and more in whole smears.
+EMPTY = 0.05
 CORE = 0.6  # of a cell's box, what is surely cell
 
 

@@ -83,7 +83,7 @@ def _line(row: DifferentialRow, depth: int) -> Line:
     if row.percent_corrected is not None:
         corrected = f"{row.percent_corrected:.1f} ({row.low:.0f} – {row.high:.0f})"
     if row.count is None:
-        return name, NOT_TOLD, "", "", corrected
+        return name, "", "", NOT_TOLD, corrected
     if row.percent is None:
         return name, f"{row.count:,}", "", "beside", ""
     return name, f"{row.count:,}", f"{row.percent:.1f}", f"{row.ci_low:.1f} – {row.ci_high:.1f}", corrected
