@@ -1,10 +1,13 @@
 """One tile through the detector: an earlier revision of this repository as it shipped, beside this tree by each engine.
 
+Each gets the same piece of a field, at the scale of its own detector.
+
 Every way is a process of its own with one thread, its model loaded and warm; they take turns. CPU-seconds a call, the
 least and the median: on a busy machine the least is nearer to what an idle one needs.
 """
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -46,9 +49,9 @@ with torch.inference_mode():
 """
 
 
-def measure(tile: Path, trees: Mapping[str, Path], rounds: int) -> Report:
-    """CPU-seconds of each way, which runs in its own tree, on a tile float32 (3,H,W) saved as NPY."""
-    running = {way: _start(way, tree, tile) for way, tree in trees.items()}
+def measure(tiles: Mapping[str, Path], trees: Mapping[str, Path], rounds: int) -> Report:
+    """CPU-seconds of each way, which runs in its own tree, on its tile float32 (3,H,W) saved as NPY."""
+    running = {way: _start(way, tree, tiles[way]) for way, tree in trees.items()}
     spent: dict[str, list[float]] = {way: [] for way in trees}
     try:
         for _ in range(rounds):
@@ -83,14 +86,24 @@ def _call(process: "subprocess.Popen[str]") -> float:
     return float(process.stdout.readline())
 
 
-def save_tile(data: Path, slide: str, path: Path) -> None:
-    """The first tile of a slide's first field, float32 (3,H,W) in 0..1 at the detector's scale, as NPY."""
+def save_tiles(data: Path, slide: str, trees: Mapping[str, Path], folder: Path) -> dict[str, Path]:
+    """What this tree's first tile of a slide's first field shows, at the scale of each tree's own detector.
+
+    float32 (3,H,W) in 0..1, as NPY.
+    """
     model = registry.load(registry.resolve("bundled:detector", "detector")[0], "cpu")
     pictures, um_per_px = labelled_slide(data, slide)
-    scaled = rescale(pixels_of(pictures[:1])[0], um_per_px / model.card.um_per_px)
-    place = grid(scaled.shape, model, TileSettings())[0]
-    pixels = scaled[place.y : place.y + place.height, place.x : place.x + place.width]
-    np.save(path, pixels.transpose(2, 0, 1).astype(np.float32) / 255)
+    field = pixels_of(pictures[:1])[0]
+    factor = um_per_px / model.card.um_per_px
+    place = grid(rescale(field, factor).shape, model, TileSettings())[0]
+    y, x, height, width = (round(v / factor) for v in (place.y, place.x, place.height, place.width))
+    shown, tiles = field[y : y + height, x : x + width], {}
+    for way, tree in trees.items():
+        (card,) = tree.glob("wbc/models/weights/detector/card.json")
+        pixels = rescale(shown, um_per_px / json.loads(card.read_text())["um_per_px"])
+        tiles[way] = folder / f"{way}.npy"
+        np.save(tiles[way], pixels.transpose(2, 0, 1).astype(np.float32) / 255)
+    return tiles
 
 
 def unpack(revision: str, folder: Path) -> Path:
@@ -112,9 +125,9 @@ def main() -> None:
     chosen = command.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save_tile(chosen.data, chosen.slide, folder / "tile.npy")
         trees = {"before": unpack(chosen.before, folder / "before")} | dict.fromkeys(chosen.engines, TREE)
-        show(measure(folder / "tile.npy", trees, chosen.rounds), as_json=chosen.json)
+        tiles = save_tiles(chosen.data, chosen.slide, trees, folder)
+        show(measure(tiles, trees, chosen.rounds), as_json=chosen.json)
 
 
 if __name__ == "__main__":
