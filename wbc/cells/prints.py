@@ -47,6 +47,7 @@ def cell_prints(pixels: NDArray[np.uint8], boxes: NDArray[np.float32], um_per_px
 
 def _has_neighbours(light: NDArray[np.float32], sides: NDArray[np.float64]) -> bool:
     """Whether more than an even ground is about a cell whose box has `sides` (2,), as parts of the picture's."""
+    sides = sides.clip(min=4 / SIDE_PX)  # of what is smaller too few pixels are surely cell
     y, x = np.mgrid[-1 : 1 : SIDE_PX * 1j, -1 : 1 : SIDE_PX * 1j] / sides[:, None, None]
     around = np.maximum(abs(y), abs(x)) > 1 + 2 / SIDE_PX / sides.min()
     if around.sum() < SIDE_PX:  # the cell is as large as all that is seen of it

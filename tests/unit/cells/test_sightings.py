@@ -106,5 +106,6 @@ def test_a_cell_alone_on_its_ground_is_never_known_again(slope: float) -> None:
     alone, beside = (whites(dark_cell(neighbours, slope), box) for neighbours in ([], [(240, 120), (90, 230)]))
     assert alone == [""]
     assert len(beside[0]) == 64
+    assert len(whites(dark_cell([(240, 120), (90, 230)], slope), np.array([[150, 150, 150, 150]], np.float32))) == 1
     filling = np.array([[20, 20, 280, 280]], np.float32)
     assert whites(dark_cell([(240, 120), (90, 230)], slope), filling) == [""]
