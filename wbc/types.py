@@ -43,15 +43,15 @@ class FieldPaths(Sequence[UPath]):
     """The files in `folder` with these names, in order, each made a path when it is asked for.
 
     A path takes half a kilobyte, and a run may have a million fields: names are kept compressed, as those of a folder
-    mostly differ in a number.
+    mostly differ in a number. `is_part` says that the folder held others, too: a slice is a part.
     """
 
-    __slots__ = ("_n", "_packed", "folder")
+    __slots__ = ("_n", "_packed", "folder", "is_part")
 
-    def __init__(self, folder: UPath, names: Iterable[str]) -> None:
+    def __init__(self, folder: UPath, names: Iterable[str], *, is_part: bool = False) -> None:
         listed = tuple(names)
         joined = "/".join(listed)  # which no name holds
-        self.folder, self._n = folder, len(listed)
+        self.folder, self.is_part, self._n = folder, is_part, len(listed)
         self._packed = zlib.compress(joined.encode("utf-8", "surrogatepass"), zlib.Z_BEST_SPEED)
 
     @property
@@ -72,7 +72,7 @@ class FieldPaths(Sequence[UPath]):
     def __getitem__(self, index: slice) -> "FieldPaths": ...
     def __getitem__(self, index: int | slice) -> "UPath | FieldPaths":
         found = self.names[index]
-        return self.folder / found if isinstance(found, str) else FieldPaths(self.folder, found)
+        return self.folder / found if isinstance(found, str) else FieldPaths(self.folder, found, is_part=True)
 
     def __eq__(self, other: object) -> bool:
         # By names: another machine's zlib may pack the same ones otherwise.

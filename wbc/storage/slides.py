@@ -98,9 +98,15 @@ def survey(root: UPath) -> Survey:
 
 
 def fields_added(slide: Slide) -> tuple[str, ...]:
-    """The names of the fields that came to a slide's folder since it was surveyed; none where that cannot be told."""
+    """The names of the fields that came to a slide's folder since it was surveyed; none where that cannot be told.
+
+    Of a slide that is made of some of a folder's fields it cannot.
+    """
+    fields = slide.field_paths
+    if not isinstance(fields, FieldPaths) or fields.is_part:
+        return ()
+    folder = fields.folder
     try:
-        folder = slide.field_paths[0].parent
         if local_path(folder) is None:
             folder.fs.invalidate_cache(folder.path)  # which would list what the survey saw
         return tuple(sorted(set(_read(folder).fields).difference(slide.field_names)))

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import unquote
@@ -344,6 +345,7 @@ def test_fields_that_came_since_the_survey_are_told(place: str, tmp_path: Path, 
         (root / name).write_bytes(b"x")
     (root / "s1/b.png").unlink()
     assert fields_added(slide) == ("a2.png",)
+    assert fields_added(replace(slide, field_paths=slide.field_paths[:1])) == ()
     root.rename(root.parent / "gone") if place == "disk" else root.rmdir(recursive=True)
     assert fields_added(slide) == ()
     assert fields_added(Slide("empty", ())) == ()
