@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from benchmarks.common import labelled_slide, pixels_of
 from benchmarks.gpu_subject import CPU, Pixels, Subject, ready_on, tf32
-from wbc.cells.classify import classify, cut_crops, predict
+from wbc.cells.classify import classify_together, cut_crops, predict
 from wbc.cells.detect import detect
 from wbc.cells.geometry import box_iou
 from wbc.cells.naming import name_cells
+from wbc.cells.tiles import BATCH_PX
 from wbc.models import registry
 from wbc.models.registry import LoadedModel
 from wbc.taxonomy import GENERIC, load_taxonomy
@@ -84,19 +85,26 @@ def _ways(subject: Subject) -> dict[str, Callable[[Sequence[Pixels], float], lis
 def _seen(
     fields: Sequence[Pixels], um_per_px: float, detector: LoadedModel, classifier: LoadedModel, batch_px: int
 ) -> list[Seen]:
-    if batch_px:
-        found = detect(fields, detector, um_per_px, LOWEST_SCORE, batch_px=batch_px)
-    else:
-        found = [detect([pixels], detector, um_per_px, LOWEST_SCORE)[0] for pixels in fields]
-    return [_named(pixels, cells, um_per_px, detector, classifier) for pixels, cells in zip(fields, found, strict=True)]
+    calls = [fields] if batch_px else [[pixels] for pixels in fields]
+    label = detector.card.classes.index(GENERIC) + 1
+    seen = []
+    for call in calls:
+        found = detect(call, detector, um_per_px, LOWEST_SCORE, batch_px=batch_px or BATCH_PX)
+        white = [cells.labels == label for cells in found]
+        boxes = [cells.boxes[own] for cells, own in zip(found, white, strict=True)]
+        classified = classify_together(call, boxes, um_per_px, classifier)
+        parts = zip(found, white, classified, strict=True)
+        seen += [_named(cells, own, told.probabilities, classifier) for cells, own, told in parts]
+    return seen
 
 
-def _named(pixels: Pixels, cells: Detections, um_per_px: float, detector: LoadedModel, classifier: LoadedModel) -> Seen:
+def _named(
+    cells: Detections, generic: NDArray[np.bool_], chances: NDArray[np.float32], classifier: LoadedModel
+) -> Seen:
     card = classifier.card
-    generic = cells.labels == detector.card.classes.index(GENERIC) + 1
     names = np.full(len(cells), "", object)
     probabilities = np.zeros((len(cells), len(card.classes)), np.float32)
-    probabilities[generic] = classify(pixels, cells.boxes[generic], um_per_px, classifier).probabilities
+    probabilities[generic] = chances
     # float16 is what is stored, and what names come of.
     stored = probabilities[generic].astype(np.float16)
     names[generic] = name_cells(stored, card.classes, load_taxonomy("blood"), card.threshold or 0.0).types

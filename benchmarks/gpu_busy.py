@@ -5,7 +5,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -17,7 +17,7 @@ import torch
 from upath import UPath
 
 from benchmarks.gpu_fields import UM_PER_PX, Rendering
-from benchmarks.gpu_subject import Pixels, Subject, subject_of
+from benchmarks.gpu_subject import Subject, subject_of
 from wbc.counting.handover import ReadyField
 from wbc.counting.job import Job, WorkSettings
 from wbc.counting.worker import detect_chunk, ingest_chunk
@@ -39,8 +39,19 @@ LOADS = (
     (8, 4, 4, 6.6),
 )
 N_FIELDS, N_ON_CPU = 48, 4
-PROCESSES = (1, 2, 4)
-PROCESS_SECONDS = 2.0
+Load = tuple[int, int, int, int, float]
+# Workers, and of each what a load is.
+WORKERS: tuple[Load, ...] = (
+    (1, 4, 1, 2, 1.1),  # as shipped
+    (1, 4, 1, 8, 13.2),
+    (2, 4, 1, 8, 13.2),
+    (4, 2, 1, 8, 13.2),
+    (8, 1, 1, 8, 13.2),
+    (8, 1, 1, 2, 1.1),
+    (12, 1, 1, 8, 13.2),
+    (16, 1, 1, 8, 13.2),
+)
+N_OF_A_WORKER = 48
 
 
 @dataclass
@@ -139,6 +150,10 @@ def _slide(folder: Path, jpegs: list[bytes], n: int) -> Slide:
     folder.mkdir()
     for i in range(n):
         (folder / f"field-{i:04d}.jpg").write_bytes(jpegs[i % len(jpegs)])
+    return _found(folder)
+
+
+def _found(folder: Path) -> Slide:
     return replace(discover(UPath(folder))[0], um_per_px=UM_PER_PX)
 
 
@@ -170,46 +185,83 @@ def _read(slide: Slide, key: ChunkKey, job: Job) -> tuple[ReadyField, ...]:
 
 
 def processes(subject: Subject) -> Iterator[dict[str, object]]:
-    """Fields a second of several processes on one device, each with its own models and fields in memory."""
+    """Fields a second of several workers on one device, each of which reads fields into Zarr and counts them."""
     context = get_context("spawn")
-    counts = PROCESSES if subject.is_gpu else (1,)
-    for n in subject.in_time(counts):
-        barrier, results = context.Barrier(n + 1), context.SimpleQueue()
-        work = (subject.jpegs["large"], str(subject.device), subject.data, barrier, results)
-        running = [context.Process(target=_take_part, args=work, daemon=True) for _ in range(n)]
+    loads = WORKERS if subject.is_gpu else (WORKERS[0],)
+    most = max(load[0] for load in loads)
+    with tempfile.TemporaryDirectory(dir=_in_memory()) as name:
+        pairs = [context.Pipe() for _ in range(most)]
+        n_fields = N_OF_A_WORKER if subject.is_gpu else N_ON_CPU
+        running = []
+        for i, (_, end) in enumerate(pairs):
+            folder = Path(name) / f"worker-{i}"
+            folder.mkdir()
+            _slide(folder / "slide", subject.jpegs["large"], n_fields)
+            work = (str(subject.device), subject.data, folder, end)
+            running.append(context.Process(target=_take_part, args=work, daemon=True))
         for process in running:
             process.start()
-        barrier.wait(timeout=40)
-        with used(subject) as usage:
-            rates = [results.get() for _ in running]
+        ours = [own for own, _ in pairs]
+        ready = time.perf_counter()
+        for own in ours:
+            _answer(own)
+        yield {"workers": most, "ready after s": time.perf_counter() - ready}
+        for load in subject.in_time(loads):
+            yield _together(subject, ours[: load[0]], load)
+        for own in ours:
+            own.send(None)
         for process in running:
             process.join()
-        yield {
-            "processes": n,
-            "fields/s": sum(rates),
-            "of the slowest": min(rates),
-            **_busy(subject, sum(rates), usage),
-        }
 
 
-def _take_part(jpegs: list[bytes], device: str, data: Path, barrier: Any, results: Any) -> None:
-    """One process: its models warm, all begin together."""
-    from benchmarks.gpu_stages import _look, _name
+def _together(subject: Subject, workers: list[Any], load: Load) -> dict[str, object]:
+    """All of them begin at once; the rate of all is of the time until the last has ended."""
+    n, producers, models, at_once, mega_px = load
+    with used(subject) as usage:
+        began = time.perf_counter()
+        for own in workers:
+            own.send((producers, models, at_once, mega_px))
+        told = [_answer(own) for own in workers]
+        seconds = time.perf_counter() - began
+    rate = sum(t["fields"] for t in told) / seconds
+    return {
+        "workers": n,
+        "producers": producers,
+        "model threads": models,
+        "fields a call": at_once,
+        "batch Mpx": mega_px,
+        "fields/s": rate,
+        "first and last after s": f"{min(t['seconds'] for t in told):.2f} {max(t['seconds'] for t in told):.2f}",
+        "CPU-ms a field": 1e3 * sum(t["cpu"] for t in told) / sum(t["fields"] for t in told),
+        **_busy(subject, rate, usage),
+    }
 
+
+def _answer(own: Any) -> dict[str, float]:
+    """What a worker says. Raises RuntimeError where it is silent for too long or has failed."""
+    if not own.poll(60):
+        raise RuntimeError("a worker does not answer")
+    told: dict[str, float] = own.recv()
+    return told
+
+
+def _take_part(device: str, data: Path, folder: Path, end: Any) -> None:
+    """One worker with a slide of its own: its models warm, it takes loads until there is none."""
     torch.set_num_threads(1)
-    done: list[Future[bytes]] = [Future() for _ in jpegs]
-    for future, content in zip(done, jpegs, strict=True):
-        future.set_result(content)
-    subject = subject_of(data, device, Rendering(done, []))
-    fields: list[Pixels] = subject.many("large", 8 if device != "cpu" else 1)
-
-    def once() -> None:
-        _name(subject, fields, _look(subject, fields, 13_200_000))
-
-    once()
-    barrier.wait(timeout=40)
-    began, n = time.perf_counter(), 0
-    while time.perf_counter() - began < PROCESS_SECONDS:
-        once()
-        n += len(fields)
-    results.put(n / (time.perf_counter() - began))
+    subject = subject_of(data, device, Rendering([], []))
+    slide = _found(folder / "slide")
+    job = _job(folder / "out", subject)
+    warm = _ingested(slide, job, 2)
+    for mega_px in {load[4] for load in WORKERS} if subject.is_gpu else ():
+        detect_chunk(warm[:16], replace(job, work=WorkSettings(batch_px=int(mega_px * 1e6))))
+    end.send({})
+    while (load := end.recv()) is not None:
+        began, cpu = time.perf_counter(), time.process_time()
+        _loaded(subject, slide, job, load)
+        end.send(
+            {
+                "fields": len(slide.field_paths),
+                "seconds": time.perf_counter() - began,
+                "cpu": time.process_time() - cpu,
+            }
+        )

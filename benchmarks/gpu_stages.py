@@ -112,8 +112,8 @@ def _look(subject: Subject, fields: list[Pixels], batch_px: int) -> list[Detecti
 
 
 def _name(subject: Subject, fields: list[Pixels], found: list[Detections]) -> None:
-    for pixels, cells in zip(fields, found, strict=True):
-        naming.classify(pixels, cells.boxes[_is_white(subject, cells)], UM_PER_PX, subject.classifier)
+    boxes = [cells.boxes[_is_white(subject, cells)] for cells in found]
+    naming.classify_together(fields, boxes, UM_PER_PX, subject.classifier)
 
 
 def _is_white(subject: Subject, cells: Detections) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -147,6 +147,7 @@ def _watched(subject: Subject, watch: Stopwatch) -> Iterator[None]:
     }
     functions = (
         (looking, "rescale", "rescale"),
+        (looking, "rescale_on", "field to device and scaled"),
         (looking, "_to_tensor", "tile to device"),
         (looking, "run_tiles", "results to host"),
         (looking, "merge", "merge"),

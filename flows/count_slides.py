@@ -93,7 +93,8 @@ def _outcomes(request: Request, wanted: ClusterSettings, hold: Hold) -> dict[str
 
     if waiting:
         with open_cluster(wanted, job.device, request.models, job.engine) as cluster, _light_collector():
-            work = job.work.for_run(sum(len(slide.field_paths) for slide in waiting), cluster.threads)
+            n_fields = sum(len(slide.field_paths) for slide in waiting)
+            work = job.work.for_run(n_fields, cluster.threads, cluster.gpus)
             run = Run(replace(job, device=cluster.device, work=work), cluster, request.drawing, listener)
             for outcome in count_all(waiting, run):
                 outcomes[outcome.slide_id] = outcome

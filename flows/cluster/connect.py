@@ -24,13 +24,15 @@ CONNECT_SECONDS = 30
 class Cluster:
     """An open cluster: where fields are read, and where models run (one call a GPU, where workers offer GPUs).
 
-    `threads` is how many calls run at once; `device` what models are to run on there.
+    `threads` is how many calls run at once; `device` what models are to run on there, on `gpus` that workers offer or
+    not.
     """
 
     reading: Executor
     inference: Executor
     threads: int
     device: str
+    gpus: bool
 
 
 @contextmanager
@@ -51,7 +53,7 @@ def open_cluster(
         check_workers(client, models, engine)
         threads, resources = _capacity(client, settings)
         with CheckedExecutor(client) as reading, CheckedExecutor(client, resources) as inference:
-            yield Cluster(reading, inference, threads, device_there)
+            yield Cluster(reading, inference, threads, device_there, bool(resources))
 
 
 @contextmanager

@@ -85,18 +85,40 @@ def test_this_machines_cluster_shares_the_cores_and_is_gone_after_an_error(
 def test_device_names_gpus(
     device: str, environment: str | None, gpus: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(this_machine, "gpu_count", lambda: 2)
+    monkeypatch.setattr(this_machine, "gpu_memory", lambda: [24 << 30] * 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if environment:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", environment)
-    assert this_machine.visible_gpus(device) == gpus
+    assert [gpu.name for gpu in this_machine.visible_gpus(device)] == gpus
 
 
 @pytest.mark.parametrize("device", ["cuda:2", "cuda:x", "tpu"])
 def test_device_that_is_not_there_is_named(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(this_machine, "gpu_count", lambda: 2)
+    monkeypatch.setattr(this_machine, "gpu_memory", lambda: [24 << 30] * 2)
     with pytest.raises(ClusterError, match=device):
         this_machine.visible_gpus(device)
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "cores", "memory", "workers"),
+    [
+        ([], 8, 64, 8),
+        ([], 8, 4, 2),
+        ([140], 16, 128, 8),
+        ([140], 64, 512, 8),
+        ([140] * 2, 64, 512, 16),
+        ([24] * 2, 12, 64, 6),
+        ([8], 16, 64, 2),
+        ([24], 16, 8, 2),
+        ([140] * 8, 4, 16, 8),
+        ([2], 1, 2, 1),
+    ],
+)
+def test_workers_of_a_gpu_are_as_many_as_cores_and_memory_bear(
+    gigabytes: list[int], cores: int, memory: int, workers: int
+) -> None:
+    gpus = [this_machine.Gpu(str(i), size << 30) for i, size in enumerate(gigabytes)]
+    assert this_machine.workers_for(gpus, cores, memory << 30) == workers
 
 
 def gpu_of_worker() -> tuple[int, str, float]:
@@ -107,7 +129,7 @@ def gpu_of_worker() -> tuple[int, str, float]:
 
 @pytest.mark.dask
 def test_more_workers_than_gpus_share_them_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(this_machine, "gpu_count", lambda: 2)
+    monkeypatch.setattr(this_machine, "gpu_memory", lambda: [24 << 30] * 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     seen: set[tuple[int, str, float]] = set()
     with open_cluster(ClusterSettings(workers=4, wait_seconds=120), "cuda", []) as opened:

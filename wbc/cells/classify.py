@@ -1,5 +1,6 @@
 """Pixels + boxes + classifier -> the probabilities of each cell's classes, and how strange the cell looks."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from wbc.models.cards import ModelCard
 from wbc.models.last_layer import features_of, last_layer
 from wbc.models.registry import LoadedModel
 
-BATCH = 64
+BATCH, GPU_BATCH = 64, 256  # cells that go through the model together
 
 
 class Classified(NamedTuple):
@@ -31,19 +32,38 @@ def classify(pixels: NDArray[np.uint8], boxes: NDArray[np.float32], um_per_px: f
     A cell is seen in the middle of a square of fixed size in µm, whatever its box: size is part of what it is. The
     probabilities are means over the crop and its mirror image. Raises FloatingPointError where some are not numbers.
     """
+    return checked(classify_together([pixels], [boxes], um_per_px, model)[0], model)
+
+
+def checked(classified: Classified, model: LoadedModel) -> Classified:
+    """The same. Raises FloatingPointError where some of the model's probabilities are not numbers."""
+    chances = classified.probabilities
+    if broken := np.count_nonzero(~np.isfinite(chances).all(1)):
+        raise FloatingPointError(
+            f"{broken} of {len(chances)} cells have probabilities that are not numbers ({model.card.name})"
+        )
+    return classified
+
+
+def classify_together(
+    fields: Sequence[NDArray[np.uint8]], boxes: Sequence[NDArray[np.float32]], um_per_px: float, model: LoadedModel
+) -> list[Classified]:
+    """`classify` of several fields of one scale, unchecked: their cells go through the model together."""
     card, known = model.card, KnownLooks.from_arrays(model.beside)
+    batch = BATCH if model.device.type == "cpu" else GPU_BATCH
+    owner = np.repeat(np.arange(len(fields)), [len(of_field) for of_field in boxes])
+    every = np.concatenate([np.zeros((0, 4), np.float32), *boxes])
     chances, distances = [np.zeros((0, len(card.classes)), np.float32)], [np.zeros(0, np.float32)]
-    for start in range(0, len(boxes), BATCH):
-        crops = cut_crops(pixels, boxes[start : start + BATCH], um_per_px, card)
+    for start in range(0, len(every), batch):
+        some = slice(start, start + batch)
+        parts = [(i, every[some][owner[some] == i]) for i in np.unique(owner[some])]
+        crops = np.concatenate([cut_crops(fields[i], of_field, um_per_px, card) for i, of_field in parts])
         chances.append(predict(crops, model))
         unknown = np.full(len(crops), np.nan, np.float32)
         distances.append(unknown if known is None else known.distance(appearance(crops)))
-    every = np.concatenate(chances)
-    if broken := np.count_nonzero(~np.isfinite(every).all(1)):
-        raise FloatingPointError(
-            f"{broken} of {len(boxes)} cells have probabilities that are not numbers ({card.name})"
-        )
-    return Classified(every, np.concatenate(distances))
+    ends = np.cumsum([len(of_field) for of_field in boxes])[:-1]
+    shares = (np.split(np.concatenate(parts), ends) for parts in (chances, distances))
+    return [Classified(*of_field) for of_field in zip(*shares, strict=True)]
 
 
 def cut_crops(
@@ -59,8 +79,12 @@ def cut_crops(
 @torch.inference_mode()
 def predict(crops: NDArray[np.uint8], model: LoadedModel) -> NDArray[np.float32]:
     """Class probabilities float32 (N,C) of crops uint8 (N,S,S,3), each with its mirror image."""
-    seen, mirrored = _views(crops, model)
-    chances = (model.module(seen).softmax(1) + model.module(mirrored).softmax(1)) / 2
+    views = _views(crops, model)
+    if model.device.type == "cpu":
+        seen, mirrored = map(model.module, views)
+    else:  # a GPU waits for each call
+        seen, mirrored = model.module(torch.cat(views)).chunk(2)
+    chances = (seen.softmax(1) + mirrored.softmax(1)) / 2
     return np.asarray(chances.float().cpu().numpy())
 
 

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from wbc.cells.first_look import LOOK_UM_PER_PX, find_places
 from wbc.cells.geometry import Boxes, balanced_size, merge, tile_grid
-from wbc.cells.tiles import BATCH_PX, TileSettings
+from wbc.cells.tiles import BATCH_PX, GPU_BATCH_PX, TileSettings
 from wbc.cells.views import MOST_OF_GRID, REACH_UM, GridView, WindowView, area_of, windows_over
 from wbc.models.registry import LoadedModel
 from wbc.models.roi_align import padded
 from wbc.sought import Sought, left_out
 from wbc.types import Detections, Tile
 
+Scaled = NDArray[np.uint8] | Tensor  # a field at the detector's scale uint8 (H,W,3), here or on its device
 MERGE_IOU = 0.5
 MOST_LOOKS = 3  # a cell that a window cuts may be cut again by its own, which was laid over a part of it
 
@@ -28,7 +29,7 @@ def detect(
     um_per_px: float,
     min_score: float,
     settings: TileSettings = TileSettings(),
-    batch_px: int = BATCH_PX,
+    batch_px: int | None = None,
 ) -> list[Detections]:
     """The cells of each field uint8 (H,W,3), boxes in field pixels, scores at least `min_score`.
 
@@ -36,14 +37,17 @@ def detect(
     whole); then doubles of neighbouring tiles are merged class by class. The grid leaves no trace in the result but for
     what a tile's edge does to scores near it. Were the surer of two sightings to count all over an overlap, more cells
     would be found there than elsewhere. `um_per_px` is the fields' scale; `batch_px` bounds the
-    pixels of one forward pass.
+    pixels of one forward pass, which else are as many as suit the model's device.
 
     What is not sought (`settings.sought`) is left out. Where white cells alone are sought, a first look proposes
     places, and windows over them are looked at instead of the grid, unless it is unsure or saves little. A cell that a
     window cuts gets one of its own.
     """
+    batch_px = batch_px or suited_px(model)
     factor = um_per_px / model.card.um_per_px
-    scaled = [rescale(pixels, factor) for pixels in fields]
+    # What proposes windows looks at a field's pixels here; else a GPU scales it sooner, and cuts its tiles.
+    there = model.device.type == "cuda" and settings.sought != "white"
+    scaled = [rescale_on(pixels, factor, model.device) if there else rescale(pixels, factor) for pixels in fields]
     views = [_view(pixels, model, settings) for pixels in scaled]
     cells, cut = _look(scaled, views, model, settings.sought, (min_score, batch_px))
     for _ in range(MOST_LOOKS - 1):
@@ -56,8 +60,13 @@ def detect(
     return [_back(m, s.shape, field.shape) for m, s, field in zip(merged, scaled, fields, strict=True)]
 
 
+def suited_px(model: LoadedModel) -> int:
+    """The most pixels of a forward pass on the model's device."""
+    return GPU_BATCH_PX if model.device.type == "cuda" else BATCH_PX
+
+
 def _look(
-    scaled: Sequence[NDArray[np.uint8]],
+    scaled: Sequence[Scaled],
     views: Sequence[GridView | WindowView],
     model: LoadedModel,
     sought: Sought,
@@ -81,17 +90,15 @@ def _look(
     return [Detections.concatenate(cells[i]) for i in every], [Detections.concatenate(cut[i]) for i in every]
 
 
-def _view(scaled: NDArray[np.uint8], model: LoadedModel, settings: TileSettings) -> GridView | WindowView:
+def _view(scaled: Scaled, model: LoadedModel, settings: TileSettings) -> GridView | WindowView:
     """How a field at the detector's scale is looked at: in windows where these do for what is sought, else whole."""
     look_factor = model.card.um_per_px / LOOK_UM_PER_PX
     # Platelets lie everywhere: windows over them would cover the field.
-    places = find_places(rescale(scaled, look_factor)) if settings.sought == "white" else None
+    places = find_places(rescale(np.asarray(scaled), look_factor)) if settings.sought == "white" else None
     return _over(None if places is None else places / np.float32(look_factor), scaled, model, settings)
 
 
-def _over(
-    places: Boxes | None, scaled: NDArray[np.uint8], model: LoadedModel, settings: TileSettings
-) -> GridView | WindowView:
+def _over(places: Boxes | None, scaled: Scaled, model: LoadedModel, settings: TileSettings) -> GridView | WindowView:
     """Windows over places (N,4) of a field; where there are none to tell, or they save little, the whole of it."""
     height, width = scaled.shape[:2]
     tiles, reach_px = grid(scaled.shape, model, settings), REACH_UM / model.card.um_per_px
@@ -125,6 +132,24 @@ def rescale(pixels: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
     return np.asarray(scaled[0].permute(1, 2, 0).numpy())
 
 
+@torch.no_grad()
+def rescale_on(pixels: NDArray[np.uint8], factor: float, device: torch.device) -> Tensor:
+    """`rescale` on a device: uint8 (H,W,3) there, equal but for 1 of 255 in a few of a thousand values.
+
+    As on a CPU, rows come first, and are rounded before columns.
+    """
+    h, w = pixels.shape[:2]
+    height, width = max(1, round(h * factor)), max(1, round(w * factor))
+    there = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(device)
+    if (height, width) == (h, w):
+        return there
+    planes = there.permute(2, 0, 1)[None].float()
+    for size in ((h, width), (height, width)):
+        planes = nn.functional.interpolate(planes, size, mode="bilinear", antialias=True)
+        planes = planes.add_(0.5).floor_().clamp_(0, 255)
+    return planes[0].byte().permute(1, 2, 0)
+
+
 def grid(shape: tuple[int, ...], model: LoadedModel, settings: TileSettings) -> list[Tile]:
     """The tiles of a picture of `shape` (H,W,...) at the detector's scale: as few and as even as their limits allow."""
     overlap, step = _overlap(model, settings), settings.step_px
@@ -140,8 +165,11 @@ def _overlap(model: LoadedModel, settings: TileSettings) -> int:
 
 
 @torch.inference_mode()
-def run_tiles(tiles: Sequence[NDArray[np.uint8]], model: LoadedModel, min_score: float) -> list[Detections]:
-    """The model on tiles uint8 (H,W,3) of its own scale: boxes in tile pixels, scores at least `min_score`."""
+def run_tiles(tiles: Sequence[Scaled], model: LoadedModel, min_score: float) -> list[Detections]:
+    """The model on tiles of its own scale, uint8 (H,W,3), or (3,H,W) on its device: boxes in tile pixels.
+
+    Scores are at least `min_score`.
+    """
     inputs = [_to_tensor(t, model.device) for t in tiles]
     results = []
     for output in model.module(inputs):
@@ -151,12 +179,16 @@ def run_tiles(tiles: Sequence[NDArray[np.uint8]], model: LoadedModel, min_score:
     return results
 
 
-def _to_tensor(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C")).to(device).float().div_(255)
+def _to_tensor(tile: Scaled, device: torch.device) -> Tensor:
+    if isinstance(tile, np.ndarray):
+        tile = torch.from_numpy(np.array(tile.transpose(2, 0, 1), order="C")).to(device)
+    return tile.float().div_(255)
 
 
-def _cut(pixels: NDArray[np.uint8], tile: Tile) -> NDArray[np.uint8]:
-    return pixels[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width]
+def _cut(scaled: Scaled, tile: Tile) -> Scaled:
+    """A tile (h,w,3), or, of what is on a device, its planes (3,h,w)."""
+    cut = scaled[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width]
+    return cut if isinstance(cut, np.ndarray) else cut.permute(2, 0, 1)
 
 
 def _batches(work: list[tuple[int, Tile]], batch_px: int) -> list[list[tuple[int, Tile]]]:

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from upath import UPath
 
-from wbc.cells.tiles import BATCH_PX, TileSettings
+from wbc.cells.tiles import TileSettings
 from wbc.engine import Engine, EngineChoice
 from wbc.models.registry import ModelRef
 from wbc.storage.layout import Layout
@@ -19,11 +19,15 @@ from wbc.types import Precision, Slide
 
 # Raised by hand with every change of the program that can change a cell; a test over rendered slides asks for it.
 COUNTING_VERSION = 7
+# The same of what changes a cell on a GPU alone.
+GPU_VERSION = 2
 # Every box that the detector gives from this score on is named and kept, whatever score a count asks for.
 LOWEST_SCORE = 0.05
 # Calls grow, up to so many fields, where a thread has so many to come: the last then ends little after the others.
 # To read a field takes a tenth of the time that its cells take, so that calls which read may be larger.
 CALLS_A_THREAD, MOST_FIELDS, READ_TIMES = 20, 25, 2
+# A GPU is done with as many pixels in a fraction of a second.
+CHUNK_PX, GPU_CHUNK_PX = 10_000_000, 40_000_000
 PRECISIONS: tuple[Precision | None, ...] = (None, *get_args(Precision))
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
@@ -55,12 +59,13 @@ class WorkSettings:
     """How the work is cut, which changes no cell: the most fields and pixels of a call, and pixels of a forward pass.
 
     `chunk_px` keeps the cores alike busy to the end: a call on large fields takes seconds. `least_fields` goes before
-    it: each call costs flow and scheduler some milliseconds, which very many workers make the limit.
+    it: each call costs flow and scheduler some milliseconds, which very many workers make the limit. Without `batch_px`
+    a forward pass has as many as suit its device.
     """
 
     chunk_fields: int = 8
-    chunk_px: int = 10_000_000
-    batch_px: int = BATCH_PX
+    chunk_px: int = CHUNK_PX
+    batch_px: int | None = None
     least_fields: int = 1
 
     def fields_at_once(self, field_px: int) -> int:
@@ -72,10 +77,14 @@ class WorkSettings:
         """How many fields one call reads."""
         return max(self.chunk_fields, READ_TIMES * self.least_fields)
 
-    def for_run(self, n_fields: int, threads: int) -> "WorkSettings":
-        """The same for a run of so many fields on so many threads: larger calls, where each has many to come."""
+    def for_run(self, n_fields: int, threads: int, gpus: bool = False) -> "WorkSettings":
+        """The same for a run of so many fields on so many threads: larger calls, where each has many to come.
+
+        So are calls on GPUs.
+        """
         least = max(self.least_fields, min(MOST_FIELDS, n_fields // (CALLS_A_THREAD * threads)))
-        return replace(self, least_fields=least, chunk_fields=max(self.chunk_fields, least))
+        chunk_px = max(self.chunk_px, GPU_CHUNK_PX) if gpus else self.chunk_px
+        return replace(self, least_fields=least, chunk_fields=max(self.chunk_fields, least), chunk_px=chunk_px)
 
 
 def new_run_id() -> str:
@@ -173,7 +182,8 @@ def _inputs(slide: Slide, digests: Mapping[str, str], job: Job) -> str:
 
 
 def _salted(inputs: str, precision: Precision | None, engine: Engine) -> str:
-    return _digest([inputs, precision, engine])[:32]
+    own = [GPU_VERSION] if precision is not None and "cuda" in precision else []
+    return _digest([inputs, precision, engine, *own])[:32]
 
 
 def _rules(taxonomy: Taxonomy) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def _detect(batch: Batch, models: Models, job: Job) -> DetectedChunk:
     typical = [red_cell_um(c, p.shape, scale, models.detector) for c, p in zip(found, batch.pixels, strict=True)]
     cells = [sought_alone(of_field, models.detector, settings.tiles.sought) for of_field in found]
     detected = time.monotonic()
-    named = [_classify(*of_field, scale, models) for of_field in zip(batch.fields, batch.pixels, cells, strict=True)]
+    named = _name(batch, cells, scale, models)
     n, classified = len(batch.fields), time.monotonic()
     shares = (detected - began) / n, (classified - detected) / n
     chunk = DetectedChunk.concatenate([*named, DetectedChunk.failed(batch.failures)])
@@ -170,11 +170,14 @@ def _detector(job: Job) -> LoadedModel:
 
 def _passes(fields: Sequence[ReadyField], models: Models, job: Job) -> list[tuple[ReadyField, ...]]:
     """Fields of one size and scale that go through the detector together: on a GPU a batch full, else one."""
+    from wbc.cells.detect import suited_px
+
     passes: list[tuple[ReadyField, ...]] = []
     for (height, width, um_per_px), alike in groupby(fields, lambda f: (f.pixels.height, f.pixels.width, f.um_per_px)):
         card = models.detector.card
         area = height * width * ((um_per_px or card.um_per_px) / card.um_per_px) ** 2
-        most = 1 if models.detector.device.type == "cpu" else max(1, int(job.work.batch_px // area))
+        most_px = job.work.batch_px or suited_px(models.detector)
+        most = 1 if models.detector.device.type == "cpu" else max(1, int(most_px // area))
         passes += cut(tuple(alike), most)
     return passes
 
@@ -213,28 +216,34 @@ def _pixels_of(field: ReadyField, job: Job) -> Pixels:
     return decode_field(field.path.name, content)
 
 
-def _classify(field: ReadyField, pixels: Pixels, cells: Detections, um_per_px: float, models: Models) -> DetectedChunk:
-    """The boxes of one field with the classes of the detector, and the probabilities of the classifier where it ran.
+def _name(batch: Batch, cells: Sequence[Detections], um_per_px: float, models: Models) -> list[DetectedChunk]:
+    """The boxes of each field with the classes of the detector, and the probabilities of the classifier where it ran.
 
     float16 is what is stored: whoever counts, now or later, names cells by the same numbers.
     """
-    from wbc.cells.classify import classify
+    from wbc.cells.classify import checked, classify_together
 
-    labels, kinds = (cells.labels - 1).astype(np.int32), models.kinds
-    classes = Categorical(labels, models.detector.card.classes)
-    probabilities = np.full((len(cells), len(kinds.names) if kinds else 0), np.nan, np.float16)
-    distances = np.full(len(cells), np.nan, np.float32)
-    generic = np.flatnonzero(classes.where(GENERIC))
-    if models.classifier is not None and len(generic):
-        try:
-            classified = classify(pixels, cells.boxes[generic], um_per_px, models.classifier)
-        except FloatingPointError as error:
-            return DetectedChunk.failed(((field.key.field, str(error)),))
-        probabilities[generic], distances[generic] = classified
-    files = Categorical.repeat(field.path.name, len(cells))
-    prints = _prints(pixels, cells.boxes, classes, um_per_px)
-    boxes = SlideDetections(files, cells.boxes, classes, cells.scores, probabilities, distances, prints)
-    return DetectedChunk(boxes, kinds)
+    kinds, card = models.kinds, models.detector.card
+    classes = [Categorical((of_field.labels - 1).astype(np.int32), card.classes) for of_field in cells]
+    generic = [np.flatnonzero(of_field.where(GENERIC)) for of_field in classes]
+    boxes = [of_field.boxes[rows] for of_field, rows in zip(cells, generic, strict=True)]
+    classifier = models.classifier
+    classified = classify_together(batch.pixels, boxes, um_per_px, classifier) if classifier else []
+    chunks = []
+    for i, (field, own) in enumerate(zip(batch.fields, cells, strict=True)):
+        probabilities = np.full((len(own), len(kinds.names) if kinds else 0), np.nan, np.float16)
+        distances = np.full(len(own), np.nan, np.float32)
+        if classifier is not None:
+            try:
+                probabilities[generic[i]], distances[generic[i]] = checked(classified[i], classifier)
+            except FloatingPointError as error:
+                chunks.append(DetectedChunk.failed(((field.key.field, str(error)),)))
+                continue
+        files = Categorical.repeat(field.path.name, len(own))
+        prints = _prints(batch.pixels[i], own.boxes, classes[i], um_per_px)
+        rows = SlideDetections(files, own.boxes, classes[i], own.scores, probabilities, distances, prints)
+        chunks.append(DetectedChunk(rows, kinds))
+    return chunks
 
 
 def _prints(pixels: Pixels, boxes: NDArray[np.float32], classes: Categorical, um_per_px: float) -> Categorical:

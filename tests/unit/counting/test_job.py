@@ -194,6 +194,9 @@ def test_models_number_format_and_counting_version_change_it(monkeypatch: pytest
     assert all(is_count_of(own_id, slide, sha256, job) for own_id in ids[:6])
     assert not any(is_count_of(own_id, slide, sha256, job) for own_id in [None, *ids[6:]])
     assert id_of(slide, sha256, replace(job, detector=replace(one, reference="n")), "float32") == ids[0]
+    monkeypatch.setattr(job_room, "GPU_VERSION", job_room.GPU_VERSION + 1)
+    stand = [is_count_of(own_id, slide, sha256, job) for own_id in ids[:6]]
+    assert stand == [f is None or "cuda" not in f for f in FORMATS]
     monkeypatch.setattr(job_room, "COUNTING_VERSION", job_room.COUNTING_VERSION + 1)
     assert not any(is_count_of(own_id, slide, sha256, job) for own_id in ids)
 
@@ -231,4 +234,5 @@ def test_calls_grow_where_a_thread_has_many_to_come_and_no_further() -> None:
     assert very_many.fields_at_once(2560 * 1920) == very_many.chunk_fields == 25
     assert WorkSettings().for_run(1_000, 10).fields_at_once(2560 * 1920) == 5
     assert WorkSettings().for_run(1_000, 10).chunk_fields == WorkSettings().chunk_fields
+    assert WorkSettings().for_run(60, 2, gpus=True).fields_at_once(2560 * 1920) == 8
     assert (few.read_at_once, very_many.read_at_once) == (few.chunk_fields, 50)

@@ -9,8 +9,9 @@ import torch
 from pretended_gpu import OnGPU, on_gpu, pretended_gpu
 from torch import nn
 
-from wbc.cells.classify import features, predict
-from wbc.cells.detect import run_tiles
+from wbc.cells.classify import classify, classify_together, features, predict
+from wbc.cells.detect import detect, run_tiles
+from wbc.cells.tiles import TileSettings
 from wbc.counting.worker import Models
 from wbc.models import builders, registry
 from wbc.models.bfloat16 import precision_of
@@ -63,6 +64,35 @@ def test_a_detector_finds_on_a_gpu_what_it_finds_on_the_cpu() -> None:
         assert len(ours) == len(theirs)
         assert apart.min(1).max() < 0.1
         np.testing.assert_allclose(theirs.scores, ours.scores, atol=1e-3)
+
+
+@pytest.mark.parametrize("um_per_px", [0.2, 0.15])
+def test_fields_that_a_gpu_scales_show_it_the_same_cells(um_per_px: float) -> None:
+    loaded = model(DETECTOR)
+    fields = [np.random.default_rng(i).integers(0, 255, (96, 128, 3), np.uint8) for i in range(2)]
+    tiles = TileSettings(tile_px=64, overlap_um=4)
+    here = detect(fields, loaded, um_per_px, 0.0, tiles)
+    with pretended_gpu() as gpu:
+        there = replace(loaded, module=on_gpu(loaded.module), device=gpu)
+        found = detect(fields, there, um_per_px, 0.0, tiles)
+    for ours, theirs in zip(here, found, strict=True):
+        assert len(ours) > 5
+        apart = np.abs(ours.boxes[:, None] - theirs.boxes[None]).max(2)
+        assert np.median(apart.min(1)) < 0.5  # noise is scaled to within 1 of 255, and makes no cells
+
+
+def test_cells_of_several_fields_are_named_together_as_alone() -> None:
+    loaded = model(CLASSIFIER)
+    fields = [np.random.default_rng(i).integers(0, 255, (96, 128, 3), np.uint8) for i in range(3)]
+    boxes = [np.array([[10, 10, 30, 30], [50, 40, 70, 60]], np.float32), np.zeros((0, 4), np.float32)]
+    boxes.append(np.array([[90, 60, 110, 80]], np.float32))
+    alone = [classify(pixels, own, 0.2, loaded).probabilities for pixels, own in zip(fields, boxes, strict=True)]
+    with pretended_gpu() as gpu:
+        there = replace(loaded, module=on_gpu(loaded.module), device=gpu)
+        together = classify_together(fields, boxes, 0.2, there)
+    assert [len(part.distances) for part in together] == [2, 0, 1]
+    for ours, theirs in zip(alone, together, strict=True):
+        np.testing.assert_allclose(theirs.probabilities, ours, atol=1e-6)
 
 
 def test_a_classifier_says_on_a_gpu_what_it_says_on_the_cpu() -> None:
