@@ -81,7 +81,7 @@ def _look(
     cut: dict[int, list[Detections]] = defaultdict(list)
     work = [(i, tile) for i, view in enumerate(views) for tile in view.tiles]
     for batch in _batches(work, batch_px):
-        outputs = run_tiles([_cut(scaled[i], tile) for i, tile in batch], model, min_score)
+        outputs = _run_in_memory([_cut(scaled[i], tile) for i, tile in batch], model, min_score)
         for (i, tile), in_tile in zip(batch, outputs, strict=True):
             placed = sought_alone(in_tile.shifted(tile.x, tile.y), model, sought)
             cells[i].append(placed.take(views[i].answers(placed.boxes, tile)))
@@ -162,6 +162,18 @@ def grid(shape: tuple[int, ...], model: LoadedModel, settings: TileSettings) -> 
 def _overlap(model: LoadedModel, settings: TileSettings) -> int:
     """By how many of the detector's pixels neighbouring tiles overlap."""
     return round(settings.overlap_um / model.card.um_per_px + 2 * settings.margin_px)
+
+
+def _run_in_memory(tiles: Sequence[Scaled], model: LoadedModel, min_score: float) -> list[Detections]:
+    """`run_tiles`, by half where the memory does not do for all at once: others may have the rest of a GPU's."""
+    try:
+        return run_tiles(tiles, model, min_score)
+    except torch.OutOfMemoryError:
+        if len(tiles) == 1:
+            raise
+    torch.cuda.empty_cache()  # beyond the error, which holds what was allocated
+    half = len(tiles) // 2
+    return [found for part in (tiles[:half], tiles[half:]) for found in _run_in_memory(part, model, min_score)]
 
 
 @torch.inference_mode()

@@ -1,6 +1,7 @@
 """Cut and reassemble: the tile grid leaves no trace in what is found, wherever it lies."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,6 +91,33 @@ def test_fields_seen_together_are_as_seen_alone(dark_model: LoadedModel) -> None
     assert [len(d) for d in together] == [1, 0, 2]
     for field, found in zip(fields, together, strict=True):
         assert_same(detect([field], dark_model, 0.2, 0.5, tiling)[0], found)
+
+
+class Small(nn.Module):
+    """A model on a GPU that bears so many tiles at once, however often it is asked for more."""
+
+    def __init__(self, model: nn.Module, most: int) -> None:
+        super().__init__()
+        self.model, self.most, self.refused = model, most, 0
+
+    def forward(self, tiles: list[Tensor]) -> list[dict[str, Tensor]]:
+        if len(tiles) > self.most:
+            self.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        found: list[dict[str, Tensor]] = self.model(tiles)
+        return found
+
+
+def test_where_memory_is_short_fewer_tiles_go_together_and_show_the_same(dark_model: LoadedModel) -> None:
+    fields = [paint(120, 200, [(30, 30, 12)]), paint(120, 200, [(99, 60, 9), (150, 80, 14)])]
+    tiling = TileSettings(tile_px=70, overlap_um=LARGEST_UM)
+    short = Small(dark_model.module, 3)
+    found = detect(fields, replace(dark_model, module=short), 0.2, 0.5, tiling, batch_px=10**6)
+    assert short.refused > 1
+    for ours, theirs in zip(found, detect(fields, dark_model, 0.2, 0.5, tiling), strict=True):
+        assert_same(ours, theirs)
+    with pytest.raises(torch.OutOfMemoryError):
+        detect(fields, replace(dark_model, module=Small(dark_model.module, 0)), 0.2, 0.5, tiling)
 
 
 @given(st.integers(32, 1500), st.integers(32, 1500), tilings)
