@@ -16,6 +16,8 @@ from wbc.cells.classify import features, predict
 from wbc.models import engines, registry
 from wbc.models.cards import ModelError, ModelRef
 from wbc.models.engines import ready_classifier, ready_detector
+from wbc.models.fused_convolution import RectifiedConvolution, can_fuse
+from wbc.models.last_layer import with_lower_levels
 
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="the extra `fast` is not installed")
 
@@ -44,21 +46,27 @@ def test_it_runs_on_processors_alone(detector: ModelRef, monkeypatch: pytest.Mon
     assert ready_detector(detector, "cuda:1", "auto").engine == "torch"
 
 
-def test_a_classifier_is_folded_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("lower_levels", [False, True])
+def test_a_ready_classifier_says_the_same_in_fewer_steps(
+    device: str, lower_levels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ref = registry.resolve("bundled:classifier", "classifier")[0]
     loaded = registry.load(ref, "cpu")
+    loaded = with_lower_levels(loaded) if lower_levels else loaded
     monkeypatch.setattr(registry, "load", lambda *_: loaded)
     ready_classifier.cache_clear()
     try:
-        on_gpu = ready_classifier(ref, "cuda")
-        assert ready_classifier(ref, "cpu") is loaded
+        ready = ready_classifier(ref, device)
     finally:
         ready_classifier.cache_clear()
-    assert not any(isinstance(part, nn.BatchNorm2d) for part in on_gpu.module.modules())
+    parts = list(map(type, ready.module.modules()))
+    assert nn.BatchNorm2d not in parts
+    assert (RectifiedConvolution in parts) == (device == "cpu" and can_fuse(torch.float32))
     assert any(isinstance(part, nn.BatchNorm2d) for part in loaded.module.modules())
     crops = np.random.default_rng(0).integers(0, 255, (4, loaded.card.input_px, loaded.card.input_px, 3), np.uint8)
-    np.testing.assert_allclose(predict(crops, on_gpu), predict(crops, loaded), atol=1e-5)
-    np.testing.assert_allclose(features(crops, on_gpu), features(crops, loaded), atol=1e-3)
+    np.testing.assert_allclose(predict(crops, ready), predict(crops, loaded), atol=1e-5)
+    np.testing.assert_allclose(features(crops, ready), features(crops, loaded), atol=1e-3)
 
 
 def is_whole(boxes: torch.Tensor, tile: torch.Tensor) -> torch.Tensor:
