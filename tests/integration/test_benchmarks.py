@@ -30,6 +30,7 @@ from benchmarks import (
     limits,
     memory,
     merge,
+    naming,
     overhead,
     promise,
     readers,
@@ -65,6 +66,16 @@ def test_merge_agrees_with_torchvision(capsys: pytest.CaptureFixture[str], monke
     assert all(row["kept"] == row["batched_nms kept"] for row in rows)
     assert [claim["at_most"] for claim in report["claims"]] == [1.0, 1.0]
     assert all(claim["value"] > 0 for claim in report["claims"])
+
+
+def test_naming_compares_a_classifier_with_itself_made_ready(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = figures(capsys, monkeypatch, naming, "--cells", "3", "--rounds", "1")
+    (rows,) = report["tables"].values()
+    assert [row["classifier"] for row in rows] == ["", "as trained", "as trained", "ready", "ready"]
+    assert all(row["least"] > 0 for row in rows)
+    assert report["claims"][1]["met"]
 
 
 def test_overhead_tells_the_whole_from_the_models(
