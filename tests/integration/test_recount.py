@@ -71,13 +71,13 @@ class Doubting(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def doubtful(dark_card: ModelCard) -> Callable[[ModelRef, str], LoadedModel]:
+def doubtful(dark_card: ModelCard) -> Callable[..., LoadedModel]:
     """Both models in place of saved ones."""
     half, cpu = (0.5, 0.5, 0.5), torch.device("cpu")
     detector = replace(dark_card, classes=("rbc", "platelet", "wbc"))
     classifier = ModelCard("c", "1", "classifier", "crop_classifier", {}, KINDS, 0.3, 32, half, half, "", threshold=0.4)
     models = {"d": LoadedModel(Doubtful(), detector, cpu), "c": LoadedModel(Doubting(), classifier, cpu)}
-    return lambda ref, device: models[ref.reference]
+    return lambda ref, device, engine="torch": models[ref.reference]
 
 
 @pytest.fixture

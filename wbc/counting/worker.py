@@ -160,8 +160,9 @@ def _detect(batch: Batch, models: Models, job: Job) -> DetectedChunk:
 
 
 def _models(job: Job) -> Models:
-    classifier = ready_classifier(job.classifier, resolve_device(job.device)) if job.classifier else None
-    return Models(_detector(job), classifier)
+    detector, device = _detector(job), resolve_device(job.device)
+    classifier = ready_classifier(job.classifier, device, detector.engine) if job.classifier else None
+    return Models(detector, classifier)
 
 
 def _detector(job: Job) -> LoadedModel:

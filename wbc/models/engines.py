@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from platformdirs import user_cache_path
 
-from wbc.engine import EngineChoice
+from wbc.engine import Engine, EngineChoice
 from wbc.models import registry
 from wbc.models.cards import ModelRef
 from wbc.models.registry import LoadedModel
@@ -38,14 +38,22 @@ def ready_detector(ref: ModelRef, device: str, engine: EngineChoice, cache: Path
 
 
 @lru_cache(maxsize=8)
-def ready_classifier(ref: ModelRef, device: str) -> LoadedModel:
+def ready_classifier(ref: ModelRef, device: str, engine: Engine = "torch", cache: Path | None = None) -> LoadedModel:
     """A classifier ready to run on `device`, loaded once per process. Raises ModelError as `registry.load` does.
 
-    Its network does the same sums in fewer steps: probabilities differ by what float32 rounds.
+    Its network does the same sums in fewer steps: probabilities differ by what float32 rounds. With the `engine`
+    OpenVINO, as a detector has it, that runs it if it can, and torch if not.
     """
     from wbc.models.inference import folded, fuse_rectifiers
 
     loaded = registry.load(ref, device)
+    if engine == "openvino":
+        from wbc.models.openvino_network import can_name, classifier_by_openvino
+
+        if can_name(loaded.module):
+            place = cache or user_cache_path("wbc") / "openvino"
+            by_openvino = classifier_by_openvino(loaded.module, loaded.card.input_px, ref.digest, place)
+            return replace(loaded, module=by_openvino, engine="openvino")
     module = folded(loaded.module)
     if device == "cpu":
         fuse_rectifiers(module)

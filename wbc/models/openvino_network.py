@@ -1,4 +1,5 @@
-"""Backbone, pyramid and proposal head run by OpenVINO; converted once, and kept in the user's cache."""
+"""A detector's backbone, pyramid and proposal head, or a classifier, by OpenVINO; converted once, and kept in the
+user's cache."""
 
 import copy
 import hashlib
@@ -13,16 +14,19 @@ from uuid import uuid4
 import torch
 from filelock import FileLock
 from timm.layers.conv2d_same import Conv2dSame
+from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 
 from wbc.models.bfloat16 import has_bfloat16
 from wbc.models.cards import ModelError
+from wbc.models.crop_classifier import MultiLevelClassifier
 from wbc.models.faster_rcnn import FasterRCNN
-from wbc.models.inference import fold_batch_norms
+from wbc.models.inference import fold_batch_norms, folded
 from wbc.models.pyramid import PyramidBackbone, TwoWayBackbone
 
 FORMAT = 2  # raised where what is converted, or how, changes
 NETWORK, DIGESTS = "network.xml", "digests.json"
+STRIDE = 32  # sides that are its multiples are even at each level
 CPU = torch.device("cpu")
 logger = logging.getLogger(__name__)
 
@@ -40,9 +44,44 @@ def use_openvino(ready: Any, original: Any, digest: str, cache: Path) -> None:
     """
     if not can_run(original):
         raise ModelError(f"engine 'openvino' runs no {type(original).__name__}: use --engine torch or auto")
-    compiled = _compiled(_kept(original, digest, cache))
+    precision = "bf16" if has_bfloat16(CPU) else "f32"
+    example = torch.zeros(1, 3, 256, 320)
+    compiled = _compiled(_kept(_Network(original), example, [-1, 3, -1, -1], cache / digest[:32]), precision)
     ready.backbone = NetworkByOpenVINO(compiled, ready.backbone.out_channels)
     ready.rpn = ProposalsOfNetwork(ready.rpn)
+
+
+def can_name(module: nn.Module) -> bool:
+    """Whether OpenVINO can run a classifier."""
+    network = module.backbone if isinstance(module, MultiLevelClassifier) else module
+    return isinstance(network, EfficientNet)
+
+
+def classifier_by_openvino(module: nn.Module, input_px: int, digest: str, cache: Path) -> nn.Module:
+    """A classifier of crops of `input_px` as OpenVINO runs it, in float32 as torch does: names are the same everywhere.
+
+    `digest` is the model's, by which the network is found in `cache`. Raises ModelError where that cannot be written.
+    """
+    network = folded(module)
+    if input_px % STRIDE == 0:
+        pad_by_constants(network)
+    sides = [input_px, input_px]
+    kept = _kept(network, torch.zeros(2, 3, *sides), [-1, 3, *sides], cache / digest[:32])
+    return ClassifierByOpenVINO(_compiled(kept, "f32"))
+
+
+class ClassifierByOpenVINO(nn.Module):
+    """Crops float32 (B,3,S,S), normalised -> logits (B,C)."""
+
+    def __init__(self, compiled: Any) -> None:
+        super().__init__()
+        self.compiled = compiled
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """As the classifier that it was made of."""
+        request = self.compiled.create_infer_request()
+        outputs = request.infer([crops.contiguous().numpy()], share_inputs=True, share_outputs=True)
+        return torch.from_numpy(outputs[0])
 
 
 class NetworkByOpenVINO(nn.Module):
@@ -118,9 +157,8 @@ def _openvino() -> Any:
     return openvino
 
 
-def _compiled(network: Path) -> Any:
+def _compiled(network: Path, precision: str) -> Any:
     openvino = _openvino()
-    precision = "bf16" if has_bfloat16(CPU) else "f32"
     # Unpinned, as worker processes that each pin their threads would share the first cores.
     properties = {
         "INFERENCE_PRECISION_HINT": precision,
@@ -131,32 +169,33 @@ def _compiled(network: Path) -> Any:
     return openvino.Core().compile_model(network, "CPU", properties)
 
 
-def _kept(module: Any, digest: str, cache: Path) -> Path:
-    """The converted network in `cache`, whole and unchanged since it was written; converted where it is not there.
+def _kept(module: nn.Module, example: Tensor, shape: list[int], place: Path) -> Path:
+    """The converted network in a folder that begins as `place`, whole and unchanged since it was written.
 
-    Whoever comes second waits for the first. Raises ModelError where the cache cannot be written.
+    Converted where it is not there; whoever comes second waits for the first. Raises ModelError where it cannot be
+    written.
     """
-    version = _openvino().__version__.split("-")[0]
-    folder = cache / f"{digest[:32]}-{version}-{torch.__version__}-{FORMAT}".replace("+", "-")
+    version, cache = _openvino().__version__.split("-")[0], place.parent
+    folder = cache / f"{place.name}-{version}-{torch.__version__}-{FORMAT}".replace("+", "-")
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f"{folder.name}.lock"):
             if not _is_whole(folder):
-                _convert(module, folder)
+                _convert(module, example, shape, folder)
     except OSError as error:
         raise ModelError(f"{cache}: the network for OpenVINO cannot be kept there: {error}") from error
     return folder / NETWORK
 
 
-def _convert(module: Any, folder: Path) -> None:
+def _convert(module: nn.Module, example: Tensor, shape: list[int], folder: Path) -> None:
     """Write the network, then its digests: what has none, or others, is not read."""
-    logger.info("converting the detector for OpenVINO, once")
+    logger.info("converting a model for OpenVINO, once")
     openvino = _openvino()
     with warnings.catch_warnings():
         # OpenVINO reads what torch.jit.trace writes.
         warnings.simplefilter("ignore")
-        network = openvino.convert_model(_Network(module).eval(), example_input=torch.zeros(1, 3, 256, 320))
-    network.reshape([-1, 3, -1, -1])
+        network = openvino.convert_model(module.eval(), example_input=example)
+    network.reshape(shape)
     folder.mkdir(exist_ok=True)
     temporary = folder / f".{uuid4().hex[:8]}.xml"
     openvino.save_model(network, temporary, compress_to_fp16=False)

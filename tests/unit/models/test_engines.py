@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -100,6 +101,29 @@ def test_both_find_the_same_cells_in_tiles_of_any_size(detector: ModelRef, tmp_p
 
 
 @needs_openvino
+@pytest.mark.parametrize("lower_levels", [False, True])
+@pytest.mark.parametrize("input_px", [128, 112])
+def test_a_classifier_says_the_same_by_openvino(
+    input_px: int, lower_levels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = registry.resolve("bundled:classifier", "classifier")[0]
+    loaded = registry.load(ref, "cpu")
+    loaded = replace(
+        with_lower_levels(loaded) if lower_levels else loaded, card=replace(loaded.card, input_px=input_px)
+    )
+    monkeypatch.setattr(registry, "load", lambda *_: loaded)
+    ready_classifier.cache_clear()
+    try:
+        ready = ready_classifier(ref, "cpu", "openvino", tmp_path)
+    finally:
+        ready_classifier.cache_clear()
+    assert ready.engine == "openvino"
+    for n in (5, 0, 1, 70):
+        crops = np.random.default_rng(n).integers(0, 255, (n, input_px, input_px, 3), np.uint8)
+        np.testing.assert_allclose(predict(crops, ready), predict(crops, loaded), atol=1e-5)
+
+
+@needs_openvino
 def test_it_is_converted_once_and_again_where_its_file_is_damaged(
     detector: ModelRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +131,7 @@ def test_it_is_converted_once_and_again_where_its_file_is_damaged(
 
     converted: list[Path] = []
     module, convert = registry.load(detector, "cpu").module, room._convert
+    network, example, shape = room._Network(module), torch.zeros(1, 3, 256, 320), [-1, 3, -1, -1]  # type: ignore[arg-type]
 
     def counted(*arguments: object) -> None:
         converted.append(tmp_path)
@@ -114,11 +139,11 @@ def test_it_is_converted_once_and_again_where_its_file_is_damaged(
 
     monkeypatch.setattr(room, "_convert", counted)
     with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda _: room._kept(module, detector.digest, tmp_path), range(2))
+        first, second = pool.map(lambda _: room._kept(network, example, shape, tmp_path / "d"), range(2))
     assert first == second
     assert len(converted) == 1
     damaged = first.with_suffix(".bin")
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
-    assert room._kept(module, detector.digest, tmp_path) == first
+    assert room._kept(network, example, shape, tmp_path / "d") == first
     assert len(converted) == 2
-    room._compiled(first)
+    room._compiled(first, "f32")
