@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 WORKER_BYTES = 2 << 30
 # Most of the time a worker's GPU waits for its process: eight on sixteen cores did five times as much as one.
-GPU_WORKER_CORES, GPU_WORKER_BYTES, BYTES_ON_GPU, MOST_ON_A_GPU = 2, 4 << 30, 3 << 30, 8
+GPU_WORKER_CORES, GPU_WORKER_BYTES, BYTES_ON_GPU, MOST_ON_A_GPU = 2, 6 << 30, 3 << 30, 8
 MOST_READING_THREADS = 8
 NEVER_SECONDS = 10**9
 LOOPBACK = {"host": "127.0.0.1", "protocol": "tls://", "dashboard": False, "dashboard_address": "127.0.0.1:0"}

@@ -109,7 +109,7 @@ def test_device_that_is_not_there_is_named(device: str, monkeypatch: pytest.Monk
         ([140] * 2, 64, 512, 16),
         ([24] * 2, 12, 64, 6),
         ([8], 16, 64, 2),
-        ([24], 16, 8, 2),
+        ([24], 16, 12, 2),
         ([140] * 8, 4, 16, 8),
         ([2], 1, 2, 1),
     ],
