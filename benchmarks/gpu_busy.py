@@ -30,7 +30,7 @@ from wbc.types import ChunkKey, Slide, cut
 SAMPLE_SECONDS = 0.03
 # Producers' threads, threads that count, fields of a call, most Mpx of a forward pass.
 LOADS = (
-    (4, 1, 2, 1.1),  # as shipped
+    (4, 1, 2, 1.1),  # as a processor's worker has it
     (1, 1, 8, 13.2),
     (2, 1, 8, 13.2),
     (4, 1, 8, 13.2),
@@ -42,7 +42,7 @@ N_FIELDS, N_ON_CPU = 48, 4
 Load = tuple[int, int, int, int, float]
 # Workers, and of each what a load is.
 WORKERS: tuple[Load, ...] = (
-    (1, 4, 1, 2, 1.1),  # as shipped
+    (1, 4, 1, 2, 1.1),  # as a processor's worker has it
     (1, 4, 1, 8, 13.2),
     (2, 4, 1, 8, 13.2),
     (4, 2, 1, 8, 13.2),
@@ -106,16 +106,18 @@ def rows(subject: Subject) -> Iterator[dict[str, object]]:
                 **_busy(subject, n / seconds, usage),
             }
         for load in subject.in_time(LOADS if is_gpu else LOADS[:1]):
-            yield _loaded(subject, slide, job, load)
+            with used(subject) as usage:
+                row = _loaded(slide, job, load)
+            yield {**row, **_busy(subject, row["fields/s"], usage)}
 
 
-def _loaded(subject: Subject, slide: Slide, job: Job, load: tuple[int, int, int, float]) -> dict[str, object]:
+def _loaded(slide: Slide, job: Job, load: tuple[int, int, int, float]) -> dict[str, float]:
     producers, models, at_once, mega_px = load
     job = replace(job, work=WorkSettings(chunk_fields=at_once, batch_px=int(mega_px * 1e6)))
     n = len(slide.field_paths)
     create_group(job.pixels_group(slide.slide_id), slide)
     chunks = [ChunkKey(slide.slide_id, part) for part in cut(tuple(range(n)), at_once)]
-    with ThreadPoolExecutor(producers) as readers, ThreadPoolExecutor(models) as counters, used(subject) as usage:
+    with ThreadPoolExecutor(producers) as readers, ThreadPoolExecutor(models) as counters:
         began = time.perf_counter()
         reading = [readers.submit(_read, slide, key, job) for key in chunks]
         counting = [counters.submit(detect_chunk, done.result(), job) for done in as_completed(reading)]
@@ -131,7 +133,6 @@ def _loaded(subject: Subject, slide: Slide, job: Job, load: tuple[int, int, int,
         "read after s": read,
         "all after s": seconds,
         "failed": failed,
-        **_busy(subject, n / seconds, usage),
     }
 
 
@@ -257,7 +258,7 @@ def _take_part(device: str, data: Path, folder: Path, end: Any) -> None:
     end.send({})
     while (load := end.recv()) is not None:
         began, cpu = time.perf_counter(), time.process_time()
-        _loaded(subject, slide, job, load)
+        _loaded(slide, job, load)
         end.send(
             {
                 "fields": len(slide.field_paths),
