@@ -19,8 +19,6 @@ from wbc.types import Precision, Slide
 
 # Raised by hand with every change of the program that can change a cell; a test over rendered slides asks for it.
 COUNTING_VERSION = 8
-# The same of what changes a cell on a GPU alone.
-GPU_VERSION = 2
 # Every box that the detector gives from this score on is named and kept, whatever score a count asks for.
 LOWEST_SCORE = 0.05
 # Calls grow, up to so many fields, where a thread has so many to come: the last then ends little after the others.
@@ -182,8 +180,7 @@ def _inputs(slide: Slide, digests: Mapping[str, str], job: Job) -> str:
 
 
 def _salted(inputs: str, precision: Precision | None, engine: Engine) -> str:
-    own = [GPU_VERSION] if precision is not None and "cuda" in precision else []
-    return _digest([inputs, precision, engine, *own])[:32]
+    return _digest([inputs, precision, engine])[:32]
 
 
 def _rules(taxonomy: Taxonomy) -> dict[str, Any]:

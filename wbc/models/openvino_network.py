@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -46,7 +47,8 @@ def use_openvino(ready: Any, original: Any, digest: str, cache: Path) -> None:
         raise ModelError(f"engine 'openvino' runs no {type(original).__name__}: use --engine torch or auto")
     precision = "bf16" if has_bfloat16(CPU) else "f32"
     example = torch.zeros(1, 3, 256, 320)
-    compiled = _compiled(_kept(_Network(original), example, [-1, 3, -1, -1], cache / digest[:32]), precision)
+    kept = _kept(lambda: _Network(original), example, [-1, 3, -1, -1], cache / digest[:32])
+    compiled = _compiled(kept, precision)
     ready.backbone = NetworkByOpenVINO(compiled, ready.backbone.out_channels)
     ready.rpn = ProposalsOfNetwork(ready.rpn)
 
@@ -62,9 +64,13 @@ def classifier_by_openvino(module: nn.Module, input_px: int, digest: str, cache:
 
     `digest` is the model's, by which the network is found in `cache`. Raises ModelError where that cannot be written.
     """
-    network = folded(module)
-    if input_px % STRIDE == 0:
-        pad_by_constants(network)
+
+    def network() -> nn.Module:
+        made = folded(module)
+        if input_px % STRIDE == 0:
+            pad_by_constants(made)
+        return made
+
     sides = [input_px, input_px]
     kept = _kept(network, torch.zeros(2, 3, *sides), [-1, 3, *sides], cache / digest[:32])
     return ClassifierByOpenVINO(_compiled(kept, "f32"))
@@ -169,11 +175,11 @@ def _compiled(network: Path, precision: str) -> Any:
     return openvino.Core().compile_model(network, "CPU", properties)
 
 
-def _kept(module: nn.Module, example: Tensor, shape: list[int], place: Path) -> Path:
+def _kept(made: Callable[[], nn.Module], example: Tensor, shape: list[int], place: Path) -> Path:
     """The converted network in a folder that begins as `place`, whole and unchanged since it was written.
 
-    Converted where it is not there; whoever comes second waits for the first. Raises ModelError where it cannot be
-    written.
+    Made and converted where it is not there; whoever comes second waits for the first. Raises ModelError where it
+    cannot be written.
     """
     version, cache = _openvino().__version__.split("-")[0], place.parent
     folder = cache / f"{place.name}-{version}-{torch.__version__}-{FORMAT}".replace("+", "-")
@@ -181,7 +187,7 @@ def _kept(module: nn.Module, example: Tensor, shape: list[int], place: Path) -> 
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f"{folder.name}.lock"):
             if not _is_whole(folder):
-                _convert(module, example, shape, folder)
+                _convert(made(), example, shape, folder)
     except OSError as error:
         raise ModelError(f"{cache}: the network for OpenVINO cannot be kept there: {error}") from error
     return folder / NETWORK

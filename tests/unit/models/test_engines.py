@@ -131,7 +131,10 @@ def test_it_is_converted_once_and_again_where_its_file_is_damaged(
 
     converted: list[Path] = []
     module, convert = registry.load(detector, "cpu").module, room._convert
-    network, example, shape = room._Network(module), torch.zeros(1, 3, 256, 320), [-1, 3, -1, -1]  # type: ignore[arg-type]
+    example, shape = torch.zeros(1, 3, 256, 320), [-1, 3, -1, -1]
+
+    def network() -> nn.Module:
+        return room._Network(module)  # type: ignore[arg-type]
 
     def counted(*arguments: object) -> None:
         converted.append(tmp_path)
