@@ -63,10 +63,9 @@ def _check_no_shift(name: str, pixels: NDArray[np.uint8], sampling: str) -> None
     if n < _LEAST_UNITS or pixels.shape[0] < 3 * height:
         return
     rows = np.arange(height, pixels.shape[0], height)
-    steps = np.clip(
-        pixels[rows, : n * width].astype(np.int16) - pixels[rows - 1, : n * width], -_LARGEST_STEP, _LARGEST_STEP
-    )
-    sums = steps.reshape(len(rows), n, width, 3).sum(2, dtype=np.int32).cumsum(1) / width
+    steps = np.subtract(pixels[rows, : n * width], pixels[rows - 1, : n * width], dtype=np.int16)
+    steps = np.clip(steps, -_LARGEST_STEP, _LARGEST_STEP).reshape(len(rows), n, width, 3)
+    sums = np.einsum("rnwc->rnc", steps).cumsum(1, dtype=np.int32) / width  # a fifth of `sum`'s time
     columns = np.arange(n // 16, n - n // 16)
     before = sums[:, columns - 1] / columns[:, None]
     behind = (sums[:, -1:] - sums[:, columns - 1]) / (n - columns)[:, None]
