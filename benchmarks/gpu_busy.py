@@ -41,17 +41,20 @@ LOADS = (
 N_FIELDS, N_ON_CPU = 48, 4
 Load = tuple[int, int, int, int, float]
 # Workers, and of each what a load is.
+ON_CPU: Load = (1, 4, 1, 2, 1.1)
 WORKERS: tuple[Load, ...] = (
-    (1, 4, 1, 2, 1.1),  # as a processor's worker has it
     (1, 4, 1, 8, 13.2),
-    (2, 4, 1, 8, 13.2),
+    (1, 4, 2, 8, 13.2),
+    (1, 4, 3, 8, 13.2),
     (4, 2, 1, 8, 13.2),
+    (4, 2, 2, 8, 13.2),
+    (4, 3, 3, 8, 13.2),
     (8, 1, 1, 8, 13.2),
-    (8, 1, 1, 2, 1.1),
-    (12, 1, 1, 8, 13.2),
-    (16, 1, 1, 8, 13.2),
+    (8, 1, 2, 8, 13.2),
+    (8, 2, 2, 8, 13.2),
 )
 N_OF_A_WORKER = 48
+ANSWER_SECONDS = 120.0
 
 
 @dataclass
@@ -188,7 +191,7 @@ def _read(slide: Slide, key: ChunkKey, job: Job) -> tuple[ReadyField, ...]:
 def processes(subject: Subject) -> Iterator[dict[str, object]]:
     """Fields a second of several workers on one device, each of which reads fields into Zarr and counts them."""
     context = get_context("spawn")
-    loads = WORKERS if subject.is_gpu else (WORKERS[0],)
+    loads = WORKERS if subject.is_gpu else (ON_CPU,)
     most = max(load[0] for load in loads)
     with tempfile.TemporaryDirectory(dir=_in_memory()) as name:
         pairs = [context.Pipe() for _ in range(most)]
@@ -240,7 +243,7 @@ def _together(subject: Subject, workers: list[Any], load: Load) -> dict[str, obj
 
 def _answer(own: Any) -> dict[str, float]:
     """What a worker says. Raises RuntimeError where it is silent for too long or has failed."""
-    if not own.poll(60):
+    if not own.poll(ANSWER_SECONDS):
         raise RuntimeError("a worker does not answer")
     told: dict[str, float] = own.recv()
     return told

@@ -23,6 +23,7 @@ from wbc.models import registry
 from wbc.models.bfloat16 import InBfloat16, has_bfloat16
 from wbc.models.engines import ready_classifier
 from wbc.models.inference import for_inference
+from wbc.models.one_thread import InOneThread
 from wbc.models.registry import LoadedModel
 from wbc.storage.images import decode_field
 
@@ -114,10 +115,12 @@ class Subject:
 
 
 def subject_of(data: Path, device: str, rendering: Rendering) -> Subject:
-    """The bundled models on `device`: the detector as it is loaded, the classifier as a count runs it."""
+    """The bundled models on `device`: the detector as it is loaded, the classifier ready to run, in any thread."""
     there = registry.resolve_device(device)
     detector = registry.load(registry.resolve("bundled:detector", "detector")[0], there)
     classifier = ready_classifier(registry.resolve("bundled:classifier", "classifier")[0], there)
+    if isinstance(classifier.module, InOneThread):
+        classifier = replace(classifier, module=classifier.module.module)
     return Subject(torch.device(device), data, detector, classifier, rendering)
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from wbc.cells.appearance import KnownLooks, appearance
 from wbc.cells.crop import cut_square, even_light
@@ -15,7 +15,9 @@ from wbc.models.cards import ModelCard
 from wbc.models.last_layer import features_of, last_layer
 from wbc.models.registry import LoadedModel
 
-BATCH, GPU_BATCH = 64, 256  # cells that go through the model together
+# Cells that go through the model together. On a GPU always so many, some of them blank if need be: for each number of
+# them that it has not met yet, cuDNN would first make a plan for every convolution, half a second in all.
+BATCH = 64
 
 
 class Classified(NamedTuple):
@@ -50,12 +52,11 @@ def classify_together(
 ) -> list[Classified]:
     """`classify` of several fields of one scale, unchecked: their cells go through the model together."""
     card, known = model.card, KnownLooks.from_arrays(model.beside)
-    batch = BATCH if model.device.type == "cpu" else GPU_BATCH
     owner = np.repeat(np.arange(len(fields)), [len(of_field) for of_field in boxes])
     every = np.concatenate([np.zeros((0, 4), np.float32), *boxes])
     chances, distances = [np.zeros((0, len(card.classes)), np.float32)], [np.zeros(0, np.float32)]
-    for start in range(0, len(every), batch):
-        some = slice(start, start + batch)
+    for start in range(0, len(every), BATCH):
+        some = slice(start, start + BATCH)
         parts = [(i, every[some][owner[some] == i]) for i in np.unique(owner[some])]
         crops = np.concatenate([cut_crops(fields[i], of_field, um_per_px, card) for i, of_field in parts])
         chances.append(predict(crops, model))
@@ -83,7 +84,8 @@ def predict(crops: NDArray[np.uint8], model: LoadedModel) -> NDArray[np.float32]
     if model.device.type == "cpu":
         seen, mirrored = map(model.module, views)
     else:  # a GPU waits for each call
-        seen, mirrored = model.module(torch.cat(views)).chunk(2)
+        filled = torch.cat([nn.functional.pad(view, (0, 0) * 3 + (0, -len(view) % BATCH)) for view in views])
+        seen, mirrored = (answers[: len(crops)] for answers in model.module(filled).chunk(2))
     chances = (seen.softmax(1) + mirrored.softmax(1)) / 2
     return np.asarray(chances.float().cpu().numpy())
 

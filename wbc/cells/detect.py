@@ -80,7 +80,7 @@ def _look(
     cells: dict[int, list[Detections]] = defaultdict(list)
     cut: dict[int, list[Detections]] = defaultdict(list)
     work = [(i, tile) for i, view in enumerate(views) for tile in view.tiles]
-    for batch in _batches(work, batch_px):
+    for batch in _batches(work, batch_px, in_few_sizes=model.device.type != "cpu"):
         outputs = _run_in_memory([_cut(scaled[i], tile) for i, tile in batch], model, min_score)
         for (i, tile), in_tile in zip(batch, outputs, strict=True):
             placed = sought_alone(in_tile.shifted(tile.x, tile.y), model, sought)
@@ -203,13 +203,21 @@ def _cut(scaled: Scaled, tile: Tile) -> Scaled:
     return cut if isinstance(cut, np.ndarray) else cut.permute(2, 0, 1)
 
 
-def _batches(work: list[tuple[int, Tile]], batch_px: int) -> list[list[tuple[int, Tile]]]:
-    """Tiles of one shape together, as the model pads them: none is padded to another's size."""
+def _batches(work: list[tuple[int, Tile]], batch_px: int, in_few_sizes: bool) -> list[list[tuple[int, Tile]]]:
+    """Tiles of one shape together, as the model pads them: none is padded to another's size.
+
+    In few sizes each batch has a power of two of tiles. For each number that it has not met yet, cuDNN first makes a
+    plan for every convolution: seconds in all.
+    """
     same: dict[tuple[int, int], list[tuple[int, Tile]]] = defaultdict(list)
     for item in work:
         same[padded((item[1].height, item[1].width))].append(item)
     batches = []
     for (height, width), items in same.items():
-        step = max(1, batch_px // (height * width))
-        batches += [items[i : i + step] for i in range(0, len(items), step)]
+        most = max(1, batch_px // (height * width))
+        while items:
+            n = min(most, len(items))
+            n = 1 << n.bit_length() - 1 if in_few_sizes else n
+            batches.append(items[:n])
+            items = items[n:]
     return batches

@@ -28,7 +28,7 @@ def ready_detector(ref: ModelRef, device: str, engine: EngineChoice, cache: Path
     from wbc.models.inference import for_inference
 
     loaded = registry.load(ref, device)
-    ready = replace(loaded, module=for_inference(loaded.module, loaded.device))
+    ready = replace(loaded, module=_placed(for_inference(loaded.module, loaded.device), device))
     if not _is_openvino(engine, loaded.module, device):
         return ready
     from wbc.models.openvino_network import use_openvino
@@ -57,7 +57,14 @@ def ready_classifier(ref: ModelRef, device: str, engine: Engine = "torch", cache
     module = folded(loaded.module)
     if device == "cpu":
         fuse_rectifiers(module)
-    return replace(loaded, module=module)
+    return replace(loaded, module=_placed(module, device))
+
+
+def _placed(module: "nn.Module", device: str) -> "nn.Module":
+    """A module that runs where it is called on a CPU, on a GPU in the one thread of this process that has its plans."""
+    from wbc.models.one_thread import InOneThread
+
+    return module if device == "cpu" else InOneThread(module)
 
 
 def is_installed() -> bool:

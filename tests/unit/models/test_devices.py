@@ -9,7 +9,7 @@ import torch
 from pretended_gpu import OnGPU, on_gpu, pretended_gpu
 from torch import nn
 
-from wbc.cells.classify import classify, classify_together, features, predict
+from wbc.cells.classify import BATCH, classify, classify_together, features, predict
 from wbc.cells.detect import detect, run_tiles
 from wbc.cells.tiles import TileSettings
 from wbc.counting.worker import Models
@@ -102,6 +102,41 @@ def test_a_classifier_says_on_a_gpu_what_it_says_on_the_cpu() -> None:
         there = replace(loaded, module=on_gpu(loaded.module), device=gpu)
         np.testing.assert_allclose(predict(crops, there), predict(crops, loaded), atol=1e-6)
         np.testing.assert_allclose(features(crops, there), features(crops, loaded), atol=1e-5)
+
+
+def shapes_of(module: nn.Module) -> list[tuple[int, ...]]:
+    """Where the shapes of all that comes to a module's first convolution are written."""
+    seen: list[tuple[int, ...]] = []
+    first = next(part for part in module.modules() if isinstance(part, nn.Conv2d))
+    first.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
+    return seen
+
+
+def test_a_gpu_meets_the_same_shapes_whatever_the_number_of_cells() -> None:
+    loaded = model(CLASSIFIER)
+    pixels = np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)
+    with pretended_gpu() as gpu:
+        there = replace(loaded, module=on_gpu(loaded.module), device=gpu)
+        seen = shapes_of(there.module)
+        for n in (1, 2, 63, 64, 65, 130):
+            boxes = np.tile(np.array([[10, 10, 30, 30]], np.float32), (n, 1))
+            chances = classify(pixels, boxes, 0.2, there).probabilities
+            np.testing.assert_allclose(chances, np.tile(chances[:1], (n, 1)), atol=1e-6)
+    assert set(seen) == {(2 * BATCH, 3, 32, 32)}
+    assert len(seen) == 1 + 1 + 1 + 1 + 2 + 3
+
+
+def test_a_gpu_meets_few_shapes_whatever_the_number_of_tiles() -> None:
+    loaded = model(DETECTOR)
+    fields = [np.random.default_rng(i).integers(0, 255, (64, 64, 3), np.uint8) for i in range(13)]
+    with pretended_gpu() as gpu:
+        there = replace(loaded, module=on_gpu(loaded.module), device=gpu)
+        seen = shapes_of(there.module)
+        assert len(detect(fields, there, 0.2, 0.0, batch_px=11 * 64 * 64)) == len(fields)
+    assert [shape[0] for shape in seen] == [8, 4, 1]
+    seen = shapes_of(loaded.module)
+    detect(fields, loaded, 0.2, 0.0, batch_px=11 * 64 * 64)
+    assert [shape[0] for shape in seen] == [11, 2]
 
 
 def test_float32_is_float32_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from wbc.models.cards import ModelError, ModelRef
 from wbc.models.engines import ready_classifier, ready_detector
 from wbc.models.fused_convolution import RectifiedConvolution, can_fuse
 from wbc.models.last_layer import with_lower_levels
+from wbc.models.one_thread import InOneThread
 
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="the extra `fast` is not installed")
 
@@ -67,6 +68,9 @@ def test_a_ready_classifier_says_the_same_in_fewer_steps(
     assert any(isinstance(part, nn.BatchNorm2d) for part in loaded.module.modules())
     crops = np.random.default_rng(0).integers(0, 255, (4, loaded.card.input_px, loaded.card.input_px, 3), np.uint8)
     np.testing.assert_allclose(predict(crops, ready), predict(crops, loaded), atol=1e-5)
+    if device != "cpu":
+        assert isinstance(ready.module, InOneThread)
+        ready = replace(ready, module=ready.module.module)
     np.testing.assert_allclose(features(crops, ready), features(crops, loaded), atol=1e-3)
 
 
