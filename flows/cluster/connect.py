@@ -22,7 +22,7 @@ CONNECT_SECONDS = 30
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """An open cluster: where fields are read, and where models run (one call a GPU, where workers offer GPUs).
+    """An open cluster: where fields are read, and where models run (so many calls as workers offer GPUs for, if any).
 
     `threads` is how many calls run at once; `device` what models are to run on there, on `gpus` that workers offer or
     not.

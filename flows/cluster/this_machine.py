@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from distributed import Security
 
 WORKER_BYTES = 2 << 30
-# Most of the time a worker's GPU waits for its process: eight on sixteen cores did five times as much as one.
+# Most of the time a worker's GPU waits for its process: eight on sixteen cores did three times as much as one.
 GPU_WORKER_CORES, GPU_WORKER_BYTES, BYTES_ON_GPU, MOST_ON_A_GPU = 2, 6 << 30, 3 << 30, 8
 MOST_READING_THREADS = 8
+# Calls of models in a GPU's worker at once: while one waits for the GPU, another reads fields and cuts out cells.
+GPU_CALLS = 2
 NEVER_SECONDS = 10**9
 LOOPBACK = {"host": "127.0.0.1", "protocol": "tls://", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
 
@@ -64,15 +66,16 @@ def workers_for(gpus: Sequence[Gpu], cores: int, memory: int) -> int:
 
 def _share(i: int, gpus: Sequence[Gpu], cores: int, memory_limit: int) -> dict[str, Any]:
     """What the i-th worker has of the machine, as options of Dask's worker."""
-    # A GPU's worker decodes fields on its cores while the GPU computes; a CPU's gives its cores to the model.
-    threads, model_threads = (min(cores, MOST_READING_THREADS), 1) if gpus else (1, cores)
+    # A GPU's worker decodes fields on its cores while the GPU computes, which a thread of the models' own waits for;
+    # a CPU's gives its cores to the model.
+    threads, model_threads = (min(cores, MOST_READING_THREADS) + 1, 1) if gpus else (1, cores)
     env = fork_server.ENVIRONMENT | {"OMP_NUM_THREADS": model_threads, "MKL_NUM_THREADS": model_threads}
     return {
         "nthreads": threads,
         "memory_limit": memory_limit,
         "preload": [fork_server.__name__],
         "silence_logs": logging.CRITICAL,  # a call brings its errors back; the nanny tells the rest, here
-        "resources": {"GPU": 1} if gpus else None,
+        "resources": {"GPU": GPU_CALLS} if gpus else None,
         "env": env | {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)].name if gpus else ""},
     }
 

@@ -137,7 +137,7 @@ def test_more_workers_than_gpus_share_them_evenly(monkeypatch: pytest.MonkeyPatc
         while len(seen) < 4:
             calls = [opened.inference.submit(gpu_of_worker) for _ in range(4)]
             seen |= {call.result(timeout=120) for call in calls}
-    assert sorted((gpu, at_once) for _, gpu, at_once in seen) == [("3", 1), ("3", 1), ("5", 1), ("5", 1)]
+    assert sorted((gpu, at_once) for _, gpu, at_once in seen) == [("3", 2), ("3", 2), ("5", 2), ("5", 2)]
 
 
 @pytest.mark.dask

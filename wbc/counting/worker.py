@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ from wbc.types import ChunkKey, Detections, FieldError, FieldKey, Precision, cut
 
 Pixels = NDArray[np.uint8]
 logger = logging.getLogger(__name__)
+_loading = Lock()  # a worker's first calls would each load the models
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,12 +163,15 @@ def _detect(batch: Batch, models: Models, job: Job) -> DetectedChunk:
 
 def _models(job: Job) -> Models:
     detector, device = _detector(job), resolve_device(job.device)
-    classifier = ready_classifier(job.classifier, device, detector.engine) if job.classifier else None
-    return Models(detector, classifier)
+    if job.classifier is None:
+        return Models(detector, None)
+    with _loading:
+        return Models(detector, ready_classifier(job.classifier, device, detector.engine))
 
 
 def _detector(job: Job) -> LoadedModel:
-    return ready_detector(job.detector, resolve_device(job.device), job.engine)
+    with _loading:
+        return ready_detector(job.detector, resolve_device(job.device), job.engine)
 
 
 def _passes(fields: Sequence[ReadyField], models: Models, job: Job) -> list[tuple[ReadyField, ...]]:
