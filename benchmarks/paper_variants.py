@@ -97,7 +97,7 @@ def _longer(variant: Variant, times: int = 2, prefix: str = "long_", **more: Any
 
 def _varra(model: int, paper: float) -> Variant:
     name, plan = f"varra_model_{model}", {"model": model}
-    return Variant(name, f"model {model}", "varra", "varra2019", "varra", plan, paper=paper, seeds=1, steps=VARRA_STEPS)
+    return Variant(name, f"model {model}", "varra", "varra2019", "varra", plan, paper=paper, steps=VARRA_STEPS)
 
 
 def _bccd(name: str, label: str, **more: Any) -> Variant:
@@ -179,7 +179,6 @@ VARIANTS = [
         "varra",
         "varra2019_transfer_long",
         against="varra_model_2",
-        seeds=1,
     ),
     Variant(
         "varra_laboratories",
@@ -187,7 +186,6 @@ VARIANTS = [
         "varra",
         "blood_cells_laboratories",
         against="varra_model_2",
-        seeds=1,
     ),
     Variant(
         "varra_lower_levels",
@@ -197,7 +195,6 @@ VARIANTS = [
         builder="crop_classifier",
         model=LITE0 | {"lower_levels": True},
         against="varra_laboratories",
-        seeds=1,
     ),
     *ABLATIONS,
     *map(_longer, ABLATIONS),
