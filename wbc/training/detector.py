@@ -33,20 +33,23 @@ from wbc.training.measure import detector_figures, measure_detector
 from wbc.training.processes import processes_for, rank, train_together
 from wbc.training.sides import check_sides
 from wbc.training.start import check_shown, freeze_parts, start_from_imagenet, start_from_model, untrained
+from wbc.training.thinner import pyramid_width, thinner
 from wbc.training.whole_pictures import WholePictures, WholeSettings, load_whole
 
 log = logging.getLogger(__name__)
+THINNER_PICTURES = 16  # by whose maps a wider pyramid that a training starts from is made thinner
 
 
 @dataclass(frozen=True, slots=True)
 class DetectorConfig:
     """A detector's training config, table by table.
 
-    `model` holds the builder's arguments; `imagenet` says whether the backbone starts from packaged ImageNet weights,
-    `start` names a detector to start from instead, `frozen` which parts of the backbone keep what they start from:
-    timm's names, with or without a dot at their end. Pictures are laid together to mosaics, or drawn `whole`. `watch`
-    is measured now and then while it learns, `measure` at the end. The data must show every class but those that they
-    `may_lack`. The scale of whole pictures is measured where `um_per_px` does not tell it.
+    `model` holds the builder's arguments, `imagenet` says whether the backbone starts from packaged ImageNet weights.
+    `start` names a detector to start from instead, whose pyramid may be wider (`wbc.training.thinner`); arguments that
+    `model` does not name are its. `frozen` are the parts of the backbone that keep what they start from: timm's names,
+    with or without a dot at their end. Pictures are laid together to mosaics, or drawn `whole`. `watch` is measured now
+    and then while it learns, `measure` at the end. The data must show every class but those that they `may_lack`. The
+    scale of whole pictures is measured where `um_per_px` does not tell it.
     """
 
     classes: tuple[str, ...]
@@ -114,8 +117,9 @@ def train_as_planned(
 
 
 def _train(plan: DetectorConfig, config: Path, data: Path, out: Path, device: str) -> ModelCard:
+    plan = _completed(plan)
     samples, scale = _samples(plan, config, data)
-    card, model = _untrained(plan, plan.card(config, scale), config)
+    card, model = _untrained(plan, plan.card(config, scale), config, samples)
     card = replace(card, dataset=f"{card.dataset}, data {samples.digest[:12]}")
     lesson = Lesson(samples, list, detection_losses, _watch(plan, data, card))
     trained = fit(model.to(device), lesson, plan.loop, out / CHECKPOINT)
@@ -129,13 +133,33 @@ def _train(plan: DetectorConfig, config: Path, data: Path, out: Path, device: st
     return registry.save(out, trained, replace(card, metrics=measure_detector(plan.measure, data, out, device)))
 
 
-def _untrained(plan: DetectorConfig, card: ModelCard, config: Path) -> tuple[ModelCard, nn.Module]:
-    """The module that training starts from, and its card, which names the model that it starts from, if any."""
+def _completed(plan: DetectorConfig) -> DetectorConfig:
+    """The plan with all arguments of the model that it starts from, where it names no others."""
+    if not plan.start:
+        return plan
+    before = registry.resolve(plan.start, "detector")[1]
+    return replace(plan, model={**before.arguments, **plan.model}) if before.builder == plan.builder else plan
+
+
+def _untrained(
+    plan: DetectorConfig, card: ModelCard, config: Path, samples: Mosaics | WholePictures
+) -> tuple[ModelCard, nn.Module]:
+    """The module that training starts from, and its card, which names the model that it starts from, if any.
+
+    A wider pyramid than the card's is first made thinner by the samples.
+    """
     model = untrained(card, config, plan.loop.seed)
     if not isinstance(model, TrainableDetector):
         raise ValueError(f"{config}: builder is {card.builder!r}, which cannot be trained")
     if plan.start:
-        card = replace(card, parents=(start_from_model(model, card, plan.start),))
+        width = pyramid_width(model)
+
+        def fitted(start: LoadedModel) -> LoadedModel:
+            if width is None or (pyramid_width(start.module) or 0) <= width:
+                return start
+            return thinner(start, width, [samples[i][0] for i in range(THINNER_PICTURES)])
+
+        card = replace(card, parents=(start_from_model(model, card, plan.start, fitted),))
     elif plan.imagenet:
         start_from_imagenet(model.body, config)
     try:

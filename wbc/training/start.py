@@ -1,6 +1,6 @@
 """The model that training starts from: weights drawn by a seed, features from ImageNet or from another model."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from wbc.models.cards import ModelCard, ModelRef, Task
 from wbc.models.crop_classifier import MultiLevelClassifier
 from wbc.models.imagenet import load_lite_weights
 from wbc.models.last_layer import with_lower_levels
+from wbc.models.registry import LoadedModel
 
 # Whose rows are the classes' by their names, and how many outputs stand before the first: the background's.
 LAST_LAYERS: dict[Task, tuple[str, int]] = {
@@ -42,16 +43,22 @@ def start_from_imagenet(features: nn.Module, config: Path) -> list[str]:
         raise ValueError(f"{config}: {error}, or set imagenet to false") from error
 
 
-def start_from_model(module: nn.Module, card: ModelCard, reference: str) -> ModelRef:
+def start_from_model(
+    module: nn.Module,
+    card: ModelCard,
+    reference: str,
+    fitted: Callable[[LoadedModel], LoadedModel] = lambda start: start,
+) -> ModelRef:
     """Give a module the weights of a model of the same architecture, in place; the reference, pinned.
 
     Of a classifier with lower levels, a module without them gets the network and its part of the last layer; of one
     without, a module with them gets all, and its lower levels weigh nothing yet. Classes that both have keep their rows
-    of the last layer, by name; a new class begins as the mean of all of them. Raises ValueError where the architectures
-    differ, or there is no such model for the card's task.
+    of the last layer, by name; a new class begins as the mean of all of them. `fitted` may make the model that is
+    started from another one, first. Raises ValueError where the architectures differ, or there is no such model for the
+    card's task.
     """
     ref, before = registry.resolve(reference, card.task)
-    loaded = registry.load(ref, "cpu")
+    loaded = fitted(registry.load(ref, "cpu"))
     start = loaded.module
     if isinstance(module, MultiLevelClassifier):
         start = with_lower_levels(loaded).module
