@@ -3,7 +3,7 @@
 The maps of all levels are projected upon the axes along which they vary most (principal components), and whatever makes
 and reads them is composed with the projection: the pyramid's convolutions, the proposal head's and the box head's first
 layer. Of the proposal head's hidden channels, behind a ReLU, those are kept which, weighed anew, come nearest to its
-answers. As many axes as there were channels change nothing; with half as many a detector is twice as fast.
+answers. As many axes as there were channels change nothing; with half as many a detector takes 0.6 of the time.
 """
 
 from collections.abc import Callable, Sequence
