@@ -294,6 +294,26 @@ def test_a_detector_starts_from_one_with_a_wider_pyramid(data: Path, names: dict
         train_detector(config, data, tmp_path / "third", "cpu")
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_thinner_detector_learns_from_the_answers_of_a_wider_one(
+    data: Path, names: dict[str, str], tmp_path: Path, processes: int
+) -> None:
+    wide = detector_config(tmp_path / "wide.toml", names)
+    train_detector(wide, data, tmp_path / "wide", "cpu")
+    config = tmp_path / "thin.toml"
+    text = wide.read_text().replace("pyramid_channels = 16", "pyramid_channels = 8").replace("batch = 1", "batch = 2")
+    taught = f'[distil]\nteacher = "{tmp_path / "wide"}"\nweight = 2.0\n[loop]'
+    config.write_text(f'start = "{tmp_path / "wide"}"\n' + text.replace("[loop]", taught))
+    card = train_detector(config, data, tmp_path / "thin", "cpu", processes)
+    assert [parent.reference for parent in card.parents] == [str(tmp_path / "wide")]  # once, though it is both
+    curves = pd.read_csv(tmp_path / "thin" / "curves.csv").set_index("curve")["value"]
+    assert {"loss_classifier", "teacher_objectness", "teacher_corners"} <= set(curves.index)
+    assert (curves.filter(like="teacher_").groupby(level=0).mean() > 0).all()
+    config.write_text(config.read_text().replace("um_per_px = 0.2", "um_per_px = 0.4"))
+    with pytest.raises(ValueError, match=r"thin\.toml: the teacher 'wbc-detector' has other µm per px: 0\.2, not 0\.4"):
+        train_detector(config, data, tmp_path / "other", "cpu")
+
+
 def test_a_detector_learns_from_whole_pictures_at_their_scale(
     data: Path, names: dict[str, str], tmp_path: Path
 ) -> None:

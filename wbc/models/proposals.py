@@ -32,8 +32,8 @@ def sure_proposals(
     levels; `shapes` are the pictures' (H,W). torchvision decodes all anchors, 100,000 a tile, and then asks which are
     sure; here it is asked first. Ties apart, what is kept is the same.
     """
-    logits = [_rows(level, 1)[..., 0].float() for level in outputs[0]]
-    deltas = [_rows(level, 4) for level in outputs[1]]
+    logits = [anchor_rows(level, 1)[..., 0].float() for level in outputs[0]]
+    deltas = [anchor_rows(level, 4) for level in outputs[1]]
     starts = torch.tensor([0, *(level.shape[1] for level in logits)]).cumsum(0).tolist()
     found = []
     for picture, shape in enumerate(shapes):
@@ -49,7 +49,7 @@ def sure_proposals(
     return found
 
 
-def _rows(level: Tensor, values: int) -> Tensor:
+def anchor_rows(level: Tensor, values: int) -> Tensor:
     """A level's outputs (B,A·values,H,W) anchor by anchor: (B,H·W·A,values)."""
     return level.permute(0, 2, 3, 1).reshape(len(level), -1, values)
 

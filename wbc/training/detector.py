@@ -28,6 +28,7 @@ from wbc.training.detector_data import (
     load_sources,
     render_source,
 )
+from wbc.training.distillation import Distillation, DistillationSettings
 from wbc.training.loop import Lesson, LoopSettings, fit
 from wbc.training.measure import detector_figures, measure_detector
 from wbc.training.processes import processes_for, rank, train_together
@@ -37,6 +38,8 @@ from wbc.training.thinner import pyramid_width, thinner
 from wbc.training.whole_pictures import WholePictures, WholeSettings, load_whole
 
 log = logging.getLogger(__name__)
+Batch = list[tuple[Tensor, dict[str, Tensor]]]
+Losses = Callable[[nn.Module, Batch], dict[str, Tensor]]
 THINNER_PICTURES = 16  # by whose maps a wider pyramid that a training starts from is made thinner
 
 
@@ -46,10 +49,11 @@ class DetectorConfig:
 
     `model` holds the builder's arguments, `imagenet` says whether the backbone starts from packaged ImageNet weights.
     `start` names a detector to start from instead, whose pyramid may be wider (`wbc.training.thinner`); arguments that
-    `model` does not name are its. `frozen` are the parts of the backbone that keep what they start from: timm's names,
-    with or without a dot at their end. Pictures are laid together to mosaics, or drawn `whole`. `watch` is measured now
-    and then while it learns, `measure` at the end. The data must show every class but those that they `may_lack`. The
-    scale of whole pictures is measured where `um_per_px` does not tell it.
+    `model` does not name are its. `distil` names one whose answers it learns beside the labels. `frozen` are the parts
+    of the backbone that keep what they start from: timm's names, with or without a dot at their end. Pictures are laid
+    together to mosaics, or drawn `whole`. `watch` is measured now and then while it learns, `measure` at the end. The
+    data must show every class but those that they `may_lack`. The scale of whole pictures is measured where `um_per_px`
+    does not tell it.
     """
 
     classes: tuple[str, ...]
@@ -61,6 +65,7 @@ class DetectorConfig:
     name: str = "wbc-detector"
     imagenet: bool = True
     start: str = ""
+    distil: DistillationSettings | None = None
     frozen: tuple[str, ...] = ()
     may_lack: tuple[str, ...] = ()
     mosaic: MosaicSettings = field(default_factory=MosaicSettings)
@@ -121,7 +126,8 @@ def _train(plan: DetectorConfig, config: Path, data: Path, out: Path, device: st
     samples, scale = _samples(plan, config, data)
     card, model = _untrained(plan, plan.card(config, scale), config, samples)
     card = replace(card, dataset=f"{card.dataset}, data {samples.digest[:12]}")
-    lesson = Lesson(samples, list, detection_losses, _watch(plan, data, card))
+    card, losses = _losses(plan, card, config, model)
+    lesson = Lesson(samples, list, losses, _watch(plan, data, card))
     trained = fit(model.to(device), lesson, plan.loop, out / CHECKPOINT)
     assert isinstance(trained, TrainableDetector)
     unfreeze_body(trained)
@@ -169,6 +175,22 @@ def _untrained(
     return card, model
 
 
+def _losses(plan: DetectorConfig, card: ModelCard, config: Path, model: nn.Module) -> tuple[ModelCard, Losses]:
+    """What is to shrink, and the card, which names the teacher, if any."""
+    if plan.distil is None:
+        return card, detection_losses
+    ref = registry.resolve(plan.distil.teacher, "detector")[0]
+    try:
+        distillation = Distillation(registry.load(ref, "cpu"), plan.distil.weight, card, model)
+    except ValueError as error:
+        raise ValueError(f"{config}: {error}") from error
+
+    def losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return distillation(model, *on_device_of(model, batch))
+
+    return replace(card, parents=tuple(dict.fromkeys((*card.parents, ref)))), losses
+
+
 def _samples(plan: DetectorConfig, config: Path, data: Path) -> tuple[Mosaics | WholePictures, float]:
     """What is drawn, and its scale in µm per px. Raises ValueError where it does not show a class that it must."""
     samples: Mosaics | WholePictures
@@ -212,10 +234,13 @@ def unfreeze_body(model: TrainableDetector) -> None:
     model.body.eval()
 
 
-def detection_losses(model: nn.Module, batch: list[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, Tensor]:
+def detection_losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """The losses of a `Lesson`: what a `TrainableDetector` in train mode returns."""
-    device = next(model.parameters()).device
-    pixels = [p.to(device) for p, _ in batch]
-    targets = [{k: v.to(device) for k, v in t.items()} for _, t in batch]
-    losses: dict[str, Tensor] = model(pixels, targets)
+    losses: dict[str, Tensor] = model(*on_device_of(model, batch))
     return losses
+
+
+def on_device_of(model: nn.Module, batch: Batch) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """A batch's pictures and targets where the model is."""
+    device = next(model.parameters()).device
+    return [p.to(device) for p, _ in batch], [{k: v.to(device) for k, v in t.items()} for _, t in batch]
