@@ -1,8 +1,11 @@
 """A training in several processes of one machine, one a GPU: torch's DistributedDataParallel over nccl or gloo."""
 
+import multiprocessing
+import os
 from collections.abc import Callable, Mapping
 from multiprocessing.queues import SimpleQueue
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import Any, TypeVar, cast
 
 import torch
@@ -105,6 +108,7 @@ def _take_part(
     arguments: tuple[Any, ...],
 ) -> None:
     """The whole life of process `number`; the first puts its result into `words`, any its error."""
+    Thread(target=_end_with_the_parent, daemon=True).start()
     own = f"cuda:{number}" if device == "cuda" else device
     if own != device:
         torch.cuda.set_device(number)
@@ -119,6 +123,17 @@ def _take_part(
         words.put(("answer", result))
     dist.barrier()  # the first measures and saves: it is the one that the others wait for
     dist.destroy_process_group()
+
+
+def _end_with_the_parent() -> None:
+    """End this process when the one that started it has ended, killed or not.
+
+    It would learn on unseen, and its checkpoints would be another training's that was started in their folder since.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def shared(model: nn.Module) -> nn.Module:

@@ -1,5 +1,10 @@
 """Two processes that train together learn what one does, and an error of one is the training's."""
 
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -117,3 +122,34 @@ def test_one_process_is_the_default_on_a_cpu_and_one_a_gpu(monkeypatch: pytest.M
     assert processes_for("cuda", 0, 4) == 2
     assert processes_for("cuda:1", 0, 4) == 1
     assert processes_for("cuda", 1, 4) == 1
+
+
+def waiting(folder: Path, device: str) -> None:
+    """In a process as a script starts it in the background: it takes no notice of SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    (folder / str(rank())).write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def is_alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+def until(what: Callable[[], bool], seconds: float = 60) -> None:
+    ends = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < ends
+        time.sleep(0.1)
+
+
+def test_a_training_that_is_killed_leaves_no_process_that_learns_on(tmp_path: Path) -> None:
+    parent = multiprocessing.get_context("spawn").Process(target=train_together, args=(2, "cpu", waiting, tmp_path))
+    parent.start()
+    notes = [tmp_path / "0", tmp_path / "1"]
+    until(lambda: all(note.exists() and note.read_text() for note in notes))
+    pids = [int(note.read_text()) for note in notes]
+    assert all(map(is_alive, pids))
+    parent.kill()
+    until(lambda: not any(map(is_alive, pids)), 20)
+    parent.join()
