@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from wbc.training.checkpoint import Digest, restore, save
+from wbc.training.memory import keep_freed_memory
 from wbc.training.processes import mean_of_all, n_processes, rank, shared
 from wbc.training.progress import Curves, current_watchers
 
@@ -95,6 +96,8 @@ def fit(model: nn.Module, lesson: Lesson, settings: LoopSettings, checkpoint: Pa
     ValueError where `checkpoint` is of another version or of other data, OSError where there is no room for one.
     """
     state = _State(model, lesson, settings)
+    if state.device.type == "cpu":
+        keep_freed_memory()
     step = state.restored(checkpoint)
     watchers, started, first = current_watchers() if rank() == 0 else (), time.monotonic(), step
     for watcher in watchers:
