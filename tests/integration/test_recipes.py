@@ -372,6 +372,10 @@ def test_the_configs_of_the_bundled_models_are_sound() -> None:
         assert again.start == f"models:/wbc-{card.task}@champion"
         assert (again.classes, again.model, again.builder) == (config.classes, config.model, config.builder)
         assert [spec.format for spec in again.data] == [*(spec.format for spec in config.data), "store"]
+    thin = read_toml(configs / "thin-detector.toml", DetectorConfig)
+    assert (thin.classes, thin.data, thin.mosaic) == (detector.classes, detector.data, detector.mosaic)
+    assert thin.distil is not None
+    assert thin.start == thin.distil.teacher == "bundled:detector"
 
 
 def test_the_papers_way_is_a_config_that_trains(data: Path, names: dict[str, str], tmp_path: Path) -> None:
