@@ -104,7 +104,7 @@ def test_a_trained_detector_has_a_card_with_its_figures_and_resumes(
     assert again.sha256 == saved.sha256
 
 
-def classifier_config(path: Path, steps: int) -> Path:
+def classifier_config(path: Path, steps: int, table: str = "cells.parquet") -> Path:
     path.write_text(f"""
 classes = ["segmented_neutrophil", "band_neutrophil", "lymphocyte"]
 builder = "crop_classifier"
@@ -127,7 +127,7 @@ slow = []
 plain = 1.0
 [[data]]
 format = "crops"
-table = "coarse.parquet"
+table = "{table}"
 splits = ["train"]
 um_per_px = 0.1
 [[measure]]
@@ -144,7 +144,8 @@ def test_a_classifier_learns_from_coarse_labels_too(data: Path, tmp_path: Path) 
     table = pd.read_parquet(data / "cells.parquet")
     table.loc[table.index[:3], "kind"] = "neutrophil"
     table.to_parquet(data / "coarse.parquet")
-    card = train_classifier(classifier_config(tmp_path / "classifier.toml", 70), data, tmp_path / "model", "cpu")
+    config = classifier_config(tmp_path / "classifier.toml", 70, "coarse.parquet")
+    card = train_classifier(config, data, tmp_path / "model", "cpu")
     assert (card.input_px, card.threshold) == (64, 0.4)
     assert registry.resolve(str(tmp_path / "model"), "classifier")[1] == card
     crops = read_crops(CropTable("cells.parquet", ("test",), 0.1), data)
@@ -155,7 +156,6 @@ def test_a_classifier_learns_from_coarse_labels_too(data: Path, tmp_path: Path) 
 
 
 def test_a_classifier_starts_from_another_and_its_frozen_parts_stay(data: Path, tmp_path: Path) -> None:
-    pd.read_parquet(data / "cells.parquet").to_parquet(data / "coarse.parquet")
     first = classifier_config(tmp_path / "first.toml", 4)
     train_classifier(first, data, tmp_path / "first", "cpu")
     keep_reference_cells(
