@@ -9,7 +9,7 @@ it takes their anchor or region for a cell.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ class Answers:
 class Overheard:
     """What passed through a detector's parts in a training step."""
 
-    pixels: Tensor = field(default_factory=lambda: torch.zeros(0))
+    pixels: Any = None
     proposals: Any = None
     regions: Any = None
     boxes: Any = None
