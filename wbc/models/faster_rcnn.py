@@ -11,7 +11,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import clip_boxes_to_image
+from torchvision.ops import Conv2dNormActivation, clip_boxes_to_image
 
 from wbc.models.bfloat16 import InBfloat16
 from wbc.models.proposals import ProposalLimits, sure_proposals
@@ -44,7 +44,8 @@ class FasterRCNNSettings:
     """Arguments of `build`; sizes in pixels of the detector's own scale.
 
     Anchors follow the cells at 0.2 µm/px, two sizes a pyramid level and square, as cells are round: platelets 2-4 µm,
-    red cells 6-8 µm, white cells 12-18 µm, megakaryocytes beyond.
+    red cells 6-8 µm, white cells 12-18 µm, megakaryocytes beyond. `proposal_channels` are those that the proposal head
+    makes of a map's, 0: as many.
     Proposals are limited by `lowest_objectness` rather than by number, which would lose cells in crowded fields;
     `most_proposals` bounds a tile of 1024x1024 px, level by level and in all. Proposals that overlap by `proposal_iou`
     are one: cells hide each other less than things in photographs do. RoIAlign reads `samples_a_bin` squared places in
@@ -57,6 +58,7 @@ class FasterRCNNSettings:
 
     backbone: str = "tf_efficientnet_lite0"
     pyramid_channels: int = 128
+    proposal_channels: int = 0
     head_width: int = 512
     anchor_px: tuple[tuple[int, ...], ...] = ((12, 19), (28, 42), (62, 90), (130, 190))
     proposals_in_training: int = 1000
@@ -75,7 +77,16 @@ class FasterRCNNSettings:
 
 
 class ProposalHead(InBfloat16, RPNHead):  # type: ignore[misc]
-    """Objectness and box deltas of every anchor, in bfloat16 where that pays."""
+    """Objectness and box deltas of every anchor by hidden channels, in bfloat16 where that pays."""
+
+    def __init__(self, settings: FasterRCNNSettings, n_anchors: int) -> None:
+        channels, hidden = settings.pyramid_channels, settings.proposal_channels or settings.pyramid_channels
+        super().__init__(hidden, n_anchors)
+        if hidden != channels:
+            convolution = Conv2dNormActivation(channels, hidden, kernel_size=3, norm_layer=None)
+            nn.init.normal_(convolution[0].weight, std=0.01)  # torchvision's
+            nn.init.zeros_(convolution[0].bias)
+            self.conv = nn.Sequential(convolution)
 
 
 class BoxHead(InBfloat16, TwoMLPHead):  # type: ignore[misc]
@@ -101,7 +112,7 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
         limits = {"training": settings.proposals_in_training, "testing": settings.most_proposals}
         super().__init__(
             anchors,
-            ProposalHead(settings.pyramid_channels, anchors.num_anchors_per_location()[0]),
+            ProposalHead(settings, anchors.num_anchors_per_location()[0]),
             fg_iou_thresh=settings.samples.anchor_cell_iou,
             bg_iou_thresh=settings.samples.anchor_ground_iou,
             batch_size_per_image=settings.samples.anchors,

@@ -34,7 +34,7 @@ from wbc.training.measure import detector_figures, measure_detector
 from wbc.training.processes import processes_for, rank, train_together
 from wbc.training.sides import check_sides
 from wbc.training.start import check_shown, freeze_parts, start_from_imagenet, start_from_model, untrained
-from wbc.training.thinner import pyramid_width, thinner
+from wbc.training.thinner import thinner, widths_of
 from wbc.training.whole_pictures import WholePictures, WholeSettings, load_whole
 
 log = logging.getLogger(__name__)
@@ -152,18 +152,19 @@ def _untrained(
 ) -> tuple[ModelCard, nn.Module]:
     """The module that training starts from, and its card, which names the model that it starts from, if any.
 
-    A wider pyramid than the card's is first made thinner by the samples.
+    A wider one than the card's is first made thinner by the samples.
     """
     model = untrained(card, config, plan.loop.seed)
     if not isinstance(model, TrainableDetector):
         raise ValueError(f"{config}: builder is {card.builder!r}, which cannot be trained")
     if plan.start:
-        width = pyramid_width(model)
+        own = widths_of(model)
 
         def fitted(start: LoadedModel) -> LoadedModel:
-            if width is None or (pyramid_width(start.module) or 0) <= width:
+            before = widths_of(start.module)
+            if own is None or before is None or before == own or not before.hold(own):
                 return start
-            return thinner(start, width, [samples[i][0] for i in range(THINNER_PICTURES)])
+            return thinner(start, own, [samples[i][0] for i in range(THINNER_PICTURES)])
 
         card = replace(card, parents=(start_from_model(model, card, plan.start, fitted),))
     elif plan.imagenet:

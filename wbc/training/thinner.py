@@ -8,7 +8,7 @@ answers. As many axes as there were channels change nothing; with half as many a
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -88,25 +88,38 @@ class Seen:
         return torch.cat(self._hidden, 1)
 
 
-def pyramid_width(module: nn.Module) -> int | None:
-    """How many channels the pyramid of a Faster R-CNN has; None of any other module."""
+class Widths(NamedTuple):
+    """How many channels a Faster R-CNN's pyramid has, and how many hidden ones its proposal head."""
+
+    pyramid: int
+    proposals: int
+
+    def hold(self, other: "Widths") -> bool:
+        """Whether neither of the other's is larger."""
+        return other.pyramid <= self.pyramid and other.proposals <= self.proposals
+
+
+def widths_of(module: nn.Module) -> Widths | None:
+    """A Faster R-CNN's widths; None of any other module."""
     if isinstance(module, FasterRCNN) and type(module.backbone) is PyramidBackbone:
-        return module.backbone.out_channels
+        return Widths(module.backbone.out_channels, module.rpn.head.conv[0][0].out_channels)
     return None
 
 
-def thinner(wide: LoadedModel, channels: int, pictures: Sequence[Tensor]) -> LoadedModel:
-    """A detector with `channels` in its pyramid that is as near to `wide` as they allow on pictures float32 (3,H,W).
+def thinner(wide: LoadedModel, widths: Widths, pictures: Sequence[Tensor]) -> LoadedModel:
+    """A detector of these widths that is as near to `wide` as they allow on pictures float32 (3,H,W).
 
     Raises ValueError where `wide` is no Faster R-CNN on a pyramid, or has fewer channels.
     """
-    width = pyramid_width(wide.module)
-    if width is None:
+    before = widths_of(wide.module)
+    if before is None:
         raise ValueError(f"{wide.card.name}: builder {wide.card.builder!r} has no pyramid that can be made thinner")
-    if width < channels:
-        raise ValueError(f"{wide.card.name}: a pyramid of {width} channels gets no thinner by {channels}")
+    if not before.hold(widths):
+        raise ValueError(f"{wide.card.name}: {before} get no thinner by {widths}")
+    channels = widths.pyramid
     seen = Seen(wide.module.eval(), pictures)
-    card = replace(wide.card, arguments={**wide.card.arguments, "pyramid_channels": channels})
+    arguments = {"pyramid_channels": channels, "proposal_channels": widths.proposals}
+    card = replace(wide.card, arguments={**wide.card.arguments, **arguments})
     state = {name: tensor.double() for name, tensor in wide.module.state_dict().items()}
     inner, outer = (_axes(moments, channels) for moments in (seen.inner, seen.outer))
     for i in range(len(LEVELS)):
@@ -116,7 +129,7 @@ def thinner(wide: LoadedModel, channels: int, pictures: Sequence[Tensor]) -> Loa
     weights = torch.tensor(LEVEL_WEIGHTS, dtype=torch.float64)
     mean = weights @ torch.stack([moments.mean for moments in seen.outer]) / weights.sum()
     _from(state, HEAD, outer, mean)
-    _fewer_hidden(state, seen.hidden, channels)
+    _fewer_hidden(state, seen.hidden, widths.proposals)
     _from(state, FC6, outer, mean)
     made = builders.build(card)
     own = made.state_dict()

@@ -10,7 +10,7 @@ from wbc.models import builders
 from wbc.models.bfloat16 import InBfloat16
 from wbc.models.cards import ModelCard
 from wbc.models.registry import LoadedModel
-from wbc.training.thinner import thinner
+from wbc.training.thinner import Widths, thinner
 
 HALF = (0.5, 0.5, 0.5)
 WIDE = {"backbone": "test_efficientnet", "pyramid_channels": 16, "head_width": 32, "most_proposals": 300}
@@ -58,7 +58,7 @@ def apart(one: nn.Module, other: nn.Module, picture: Tensor) -> float:
 
 def test_as_many_axes_as_channels_change_nothing() -> None:
     wide = detector()
-    same = thinner(wide, 16, pictures(2))
+    same = thinner(wide, Widths(16, 16), pictures(2))
     for a, b in zip(
         answers(wide.module, pictures(1, 9)[0]), answers(in_float32(same.module), pictures(1, 9)[0]), strict=True
     ):
@@ -67,7 +67,7 @@ def test_as_many_axes_as_channels_change_nothing() -> None:
 
 def test_fewer_channels_come_nearer_the_more_they_are() -> None:
     wide, unseen = detector(), pictures(1, 9)[0]
-    thin = {c: in_float32(thinner(wide, c, pictures(3)).module) for c in (14, 8, 2)}
+    thin = {c: in_float32(thinner(wide, Widths(c, c), pictures(3)).module) for c in (14, 8, 2)}
     assert thin[8].backbone.out_channels == 8
     assert thin[8].rpn.head.conv[0][0].weight.shape == (8, 8, 3, 3)
     distances = [apart(wide.module, thin[c], unseen) for c in (14, 8, 2)]
@@ -90,14 +90,28 @@ def test_channels_that_hold_nothing_are_not_missed() -> None:
             block[0].bias.copy_(onto @ (onto.T @ block[0].bias))
     for layer in (head.cls_logits, head.bbox_pred):
         layer.weight[:, 6:] = 0
-    thin = in_float32(thinner(wide, 6, pictures(3)).module)
+    thin = in_float32(thinner(wide, Widths(6, 6), pictures(3)).module)
     assert apart(wide.module, thin, pictures(1, 9)[0]) < 0.01
+
+
+def test_hidden_channels_that_are_kept_bring_proposals_nearer() -> None:
+    wide, unseen = detector(), pictures(1, 9)[0]
+    few, all_of_them = (in_float32(thinner(wide, Widths(14, hidden), pictures(3)).module) for hidden in (4, 16))
+    assert all_of_them.rpn.head.conv[0][0].weight.shape == (16, 14, 3, 3)
+    wanted, n_proposals = answers(wide.module, unseen), 2 * 4  # objectness and deltas of four levels
+
+    def missed(module: nn.Module) -> float:
+        pairs = zip(answers(module, unseen)[:n_proposals], wanted[:n_proposals], strict=True)
+        return sum(float((a - b).pow(2).mean() / b.var()) for a, b in pairs)
+
+    assert missed(all_of_them) < 0.8 * missed(few)
 
 
 def test_what_cannot_be_made_thinner_says_so() -> None:
     wide = detector()
-    with pytest.raises(ValueError, match="d: a pyramid of 16 channels gets no thinner by 20"):
-        thinner(wide, 20, pictures(1))
+    for more in (Widths(20, 16), Widths(8, 20)):
+        with pytest.raises(ValueError, match=r"d: Widths\(pyramid=16, proposals=16\) get no thinner by Widths"):
+            thinner(wide, more, pictures(1))
     one_level = replace(CARD, builder="faster_rcnn_one_level")
     with pytest.raises(ValueError, match="'faster_rcnn_one_level' has no pyramid"):
-        thinner(LoadedModel(builders.build(one_level), one_level, torch.device("cpu")), 8, pictures(1))
+        thinner(LoadedModel(builders.build(one_level), one_level, torch.device("cpu")), Widths(8, 8), pictures(1))
