@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from wbc.models.trainable import TrainableDetector
@@ -17,13 +17,15 @@ class CalibrationSettings:
     """How many `pictures` tell, and the `score` that as many detections are to have as the `share` of true cells.
 
     The last cells, of which a picture's edge leaves a sliver, would have to be bought with false ones. No class moves
-    by more than `most` (a logit): a detector that has hardly learnt cannot be helped.
+    by more than `most` (a logit): a detector that has hardly learnt cannot be helped. Of the classes
+    `as_teacher` as many are wanted as a teacher finds with that score, so that who takes its place counts as it did.
     """
 
     pictures: int = 80
     score: float = 0.7
     share: float = 0.98
     most: float = 3.0
+    as_teacher: tuple[str, ...] = ()
 
 
 @torch.inference_mode()
@@ -31,34 +33,46 @@ def count_shifts(
     model: TrainableDetector,
     samples: Dataset[Any],
     indices: Sequence[int],
-    n_classes: int,
+    classes: Sequence[str],
     settings: CalibrationSettings,
+    teacher: nn.Module | None = None,
 ) -> list[float]:
     """Per class the logit to add, so that on these pictures the wanted number of detections has the wanted score.
 
-    The model is in eval mode. `samples` are pictures and targets as torchvision's detectors take them. A class that
-    they do not show stays.
+    Model and `teacher` are in eval mode. `samples` are pictures and targets as torchvision's detectors take them. A
+    class that they, or the teacher, do not show stays.
     """
     device = model.class_bias.device
-    scores: list[list[Tensor]] = [[torch.zeros(0)] for _ in range(n_classes)]
-    n_true = np.zeros(n_classes, np.int64)
+    scores: list[list[Tensor]] = [[torch.zeros(0)] for _ in classes]
+    wanted = np.zeros(len(classes))
     for index in indices:
         pixels, target = samples[index]
         (detections,) = model([pixels.to(device)])
-        for label in range(1, n_classes + 1):
-            scores[label - 1].append(detections["scores"][detections["labels"] == label].float().cpu())
-            n_true[label - 1] += int((target["labels"] == label).sum())
+        found = target["labels"]
+        if teacher is not None:
+            (answers,) = teacher([pixels.to(device)])
+            found = answers["labels"][answers["scores"] >= settings.score]
+        for i, name in enumerate(classes):
+            scores[i].append(detections["scores"][detections["labels"] == i + 1].float().cpu())
+            is_taught = name in settings.as_teacher
+            shown, share = (found, 1.0) if is_taught else (target["labels"], settings.share)
+            wanted[i] += share * int((shown == i + 1).sum())
     shifts = []
-    for parts, n in zip(scores, n_true, strict=True):
+    for parts, n in zip(scores, wanted, strict=True):
         best = torch.cat(parts).sort(descending=True).values
-        score, last = torch.tensor(settings.score), max(0, min(round(settings.share * n), len(best)) - 1)
+        score, last = torch.tensor(settings.score), max(0, min(round(n), len(best)) - 1)
         threshold = best[last] if n and len(best) else score
         shifts.append(float(torch.logit(score) - torch.logit(threshold, eps=1e-4)))
     return shifts
 
 
 def calibrate(
-    model: TrainableDetector, samples: Dataset[Any], first: int, classes: Sequence[str], settings: CalibrationSettings
+    model: TrainableDetector,
+    samples: Dataset[Any],
+    first: int,
+    classes: Sequence[str],
+    settings: CalibrationSettings,
+    teacher: nn.Module | None = None,
 ) -> dict[str, float]:
     """Shift a detector's class logits in place by what `count_shifts` tells; the shift of each class.
 
@@ -70,7 +84,7 @@ def calibrate(
     for round_ in range(2):
         start = first + round_ * settings.pictures
         indices = range(start, start + settings.pictures)
-        shifts = count_shifts(model, samples, indices, len(classes), settings)
+        shifts = count_shifts(model, samples, indices, classes, settings, teacher)
         step = np.clip(total + shifts, -settings.most, settings.most) - total
         with torch.no_grad():
             model.class_bias.add_(torch.from_numpy(step).to(model.class_bias))

@@ -16,7 +16,7 @@ CHECKPOINT = "checkpoint.pt"
 def restore(checkpoint: Path, parts: Mapping[str, Any], device: torch.device) -> int:
     """Put every part back to what it was; the number of steps that are behind it.
 
-    Raises ValueError where `checkpoint` is not one of this version, or of other data.
+    Raises ValueError where `checkpoint` is not one of this version, or of other data or another teacher.
     """
     saved = torch.load(checkpoint, map_location=device, weights_only=True)
     if lacking := sorted(parts.keys() - saved.keys()):

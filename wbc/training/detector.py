@@ -14,7 +14,7 @@ from wbc.configs import read_toml
 from wbc.datasets.augment import Jitter
 from wbc.datasets.mosaic import MosaicSettings
 from wbc.models import registry
-from wbc.models.cards import ModelCard
+from wbc.models.cards import ModelCard, ModelRef
 from wbc.models.imagenet import MEAN, STD
 from wbc.models.registry import LoadedModel
 from wbc.models.trainable import TrainableDetector
@@ -82,6 +82,10 @@ class DetectorConfig:
             raise ValueError("each [[measure]] needs a name for its figures: set")
         if self.um_per_px is None and self.whole is None:
             raise ValueError("um_per_px is missing, the scale that mosaics are counted at")
+        if self.calibrate.as_teacher and self.distil is None:
+            raise ValueError("calibrate.as_teacher names classes, and there is no teacher: distil")
+        if unknown := sorted(set(self.calibrate.as_teacher) - set(self.classes)):
+            raise ValueError(f"calibrate.as_teacher names {', '.join(unknown)}: no class")
 
     def card(self, source: Path, um_per_px: float) -> ModelCard:
         """The card of a detector for this scale that is trained by this config, whose file is `source`."""
@@ -126,14 +130,16 @@ def _train(plan: DetectorConfig, config: Path, data: Path, out: Path, device: st
     samples, scale = _samples(plan, config, data)
     card, model = _untrained(plan, plan.card(config, scale), config, samples)
     card = replace(card, dataset=f"{card.dataset}, data {samples.digest[:12]}")
-    card, losses = _losses(plan, card, config, model)
-    lesson = Lesson(samples, list, losses, _watch(plan, data, card))
+    teacher = None if plan.distil is None else registry.resolve(plan.distil.teacher, "detector")[0]
+    card, losses = _losses(plan, teacher, card, config, model)
+    lesson = Lesson(samples, list, losses, _watch(plan, data, card), teacher.digest if teacher else "")
     trained = fit(model.to(device), lesson, plan.loop, out / CHECKPOINT)
     assert isinstance(trained, TrainableDetector)
     unfreeze_body(trained)
     if rank():
         return card
-    shifts = calibrate(trained, samples, plan.loop.steps * plan.loop.batch, plan.classes, plan.calibrate)
+    wanted = registry.load(teacher, device).module if teacher and plan.calibrate.as_teacher else None
+    shifts = calibrate(trained, samples, plan.loop.steps * plan.loop.batch, plan.classes, plan.calibrate, wanted)
     log.info("shifted by %s", shifts)
     card = registry.save(out, trained, card)
     return registry.save(out, trained, replace(card, metrics=measure_detector(plan.measure, data, out, device)))
@@ -176,20 +182,21 @@ def _untrained(
     return card, model
 
 
-def _losses(plan: DetectorConfig, card: ModelCard, config: Path, model: nn.Module) -> tuple[ModelCard, Losses]:
+def _losses(
+    plan: DetectorConfig, teacher: ModelRef | None, card: ModelCard, config: Path, model: nn.Module
+) -> tuple[ModelCard, Losses]:
     """What is to shrink, and the card, which names the teacher, if any."""
-    if plan.distil is None:
+    if plan.distil is None or teacher is None:
         return card, detection_losses
-    ref = registry.resolve(plan.distil.teacher, "detector")[0]
     try:
-        distillation = Distillation(registry.load(ref, "cpu"), plan.distil.weight, card, model)
+        distillation = Distillation(registry.load(teacher, "cpu"), plan.distil.weight, card, model)
     except ValueError as error:
         raise ValueError(f"{config}: {error}") from error
 
     def losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return distillation(model, *on_device_of(model, batch))
 
-    return replace(card, parents=tuple(dict.fromkeys((*card.parents, ref)))), losses
+    return replace(card, parents=tuple(dict.fromkeys((*card.parents, teacher)))), losses
 
 
 def _samples(plan: DetectorConfig, config: Path, data: Path) -> tuple[Mosaics | WholePictures, float]:

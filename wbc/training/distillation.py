@@ -30,6 +30,10 @@ class DistillationSettings:
     teacher: str
     weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.weight <= 0:
+            raise ValueError(f"weight is {self.weight}: a teacher's answers weigh more than nothing")
+
 
 @dataclass(slots=True)
 class Answers:

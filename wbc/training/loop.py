@@ -70,13 +70,15 @@ class Samples(Protocol):
 class Lesson:
     """What a model learns: `samples`, put together to a batch by `collate`, whose `losses` are to shrink.
 
-    `losses(model, batch)` are terms by name; `watch` measures a model in eval mode now and then.
+    `losses(model, batch)` are terms by name; `watch` measures a model in eval mode now and then. `teacher` is the
+    digest of a model that they ask, too, if any.
     """
 
     samples: Samples
     collate: Callable[[list[Any]], Any]
     losses: Callable[[nn.Module, Any], dict[str, Tensor]]
     watch: Callable[[nn.Module], dict[str, float]] | None = None
+    teacher: str = ""
 
 
 def rate_factor(step: int, settings: LoopSettings) -> float:
@@ -93,7 +95,8 @@ def fit(model: nn.Module, lesson: Lesson, settings: LoopSettings, checkpoint: Pa
     The model is trained on the device that it is on, in mixed precision (bfloat16) on a GPU; where several processes
     train together, each takes its part of every batch. A run that is stopped anywhere and started again with the same
     `checkpoint` file carries on as if it had never stopped. Raises FloatingPointError where the loss is not finite,
-    ValueError where `checkpoint` is of another version or of other data, OSError where there is no room for one.
+    ValueError where `checkpoint` is of another version, other data or another teacher, OSError where there is no room
+    for one.
     """
     state = _State(model, lesson, settings)
     if state.device.type == "cpu":
@@ -142,7 +145,9 @@ class _State:
 
     @property
     def parts(self) -> dict[str, Any]:
+        teacher = {"teacher": Digest("the teacher was", self.lesson.teacher)} if self.lesson.teacher else {}
         return {
+            **teacher,
             "data": Digest("the data were", self.lesson.samples.digest),
             "model": self.model,
             "averaged": self.averaged,

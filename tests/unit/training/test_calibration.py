@@ -65,9 +65,22 @@ def test_as_many_cells_as_there_are_at_the_score() -> None:
     assert platelet == pytest.approx(10 * N_TRUE[1], rel=0.1)
 
 
+def test_of_some_classes_as_many_as_a_teacher_finds() -> None:
+    model: Any = ShyDetector()
+    teacher: Any = ShyDetector()
+    with torch.no_grad():
+        teacher.class_bias.add_(1.0)
+    wanted = n_found(teacher, 0.7, 100, 10)
+    assert wanted[0] < 0.9 * 10 * N_TRUE[0]
+    calibrate(model, Pictures(), 0, CLASSES, CalibrationSettings(pictures=10, as_teacher=("rbc",)), teacher)
+    rbc, platelet, _ = n_found(model, 0.7, 100, 10)
+    assert rbc == pytest.approx(wanted[0], rel=0.1)
+    assert platelet == pytest.approx(10 * N_TRUE[1], rel=0.1)
+
+
 def test_class_that_is_not_shown_stays() -> None:
     model: Any = ShyDetector()
-    *others, wbc = count_shifts(model, Pictures(), range(4), len(CLASSES), CalibrationSettings())
+    *others, wbc = count_shifts(model, Pictures(), range(4), CLASSES, CalibrationSettings())
     assert wbc == 0
     assert min(others) > 0
 
