@@ -303,13 +303,23 @@ def test_a_thinner_detector_learns_from_the_answers_of_a_wider_one(
     config = tmp_path / "thin.toml"
     text = wide.read_text().replace("pyramid_channels = 16", "pyramid_channels = 8").replace("batch = 1", "batch = 2")
     taught = f'[distil]\nteacher = "{tmp_path / "wide"}"\nweight = 2.0\n[loop]'
+    text = f"{text}[calibrate]\npictures = 2\nas_teacher = ['rbc']\n"
     config.write_text(f'start = "{tmp_path / "wide"}"\n' + text.replace("[loop]", taught))
     card = train_detector(config, data, tmp_path / "thin", "cpu", processes)
     assert [parent.reference for parent in card.parents] == [str(tmp_path / "wide")]  # once, though it is both
     curves = pd.read_csv(tmp_path / "thin" / "curves.csv").set_index("curve")["value"]
     assert {"loss_classifier", "teacher_objectness", "teacher_corners"} <= set(curves.index)
     assert (curves.filter(like="teacher_").groupby(level=0).mean() > 0).all()
-    config.write_text(config.read_text().replace("um_per_px = 0.2", "um_per_px = 0.4"))
+    taught_by_another = config.read_text().replace(
+        taught, taught.replace(f"{tmp_path / 'wide'}", f"{tmp_path / 'thin'}")
+    )
+    config.write_text(taught_by_another)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: the teacher was [0-9a-f]{12}… before, [0-9a-f]{12}… now"):
+        train_detector(config, data, tmp_path / "thin", "cpu")
+    config.write_text(taught_by_another.replace("weight = 2.0", "weight = -1.0"))
+    with pytest.raises(ValueError, match=r"thin\.toml.*weight is -1\.0"):
+        train_detector(config, data, tmp_path / "thin", "cpu")
+    config.write_text(taught_by_another.replace("um_per_px = 0.2", "um_per_px = 0.4"))
     with pytest.raises(ValueError, match=r"thin\.toml: the teacher 'wbc-detector' has other µm per px: 0\.2, not 0\.4"):
         train_detector(config, data, tmp_path / "other", "cpu")
 
@@ -362,20 +372,25 @@ def test_a_builder_without_anything_to_train_is_named(data: Path, names: dict[st
 
 def test_the_configs_of_the_bundled_models_are_sound() -> None:
     configs = Path(__file__).parents[2] / "configs"
-    detector = read_toml(configs / "detector.toml", DetectorConfig)
-    classifier = read_toml(configs / "classifier.toml", ClassifierConfig)
-    for config, name in ((detector, "bundled:detector"), (classifier, "bundled:classifier")):
-        card = registry.read_card(name)
-        assert config.classes == card.classes
-        assert file_revision(configs / f"{card.task}.toml") == card.dataset  # who edits a config trains its model anew
-        again = read_toml(configs / f"retrain-{card.task}.toml", type(config))
-        assert again.start == f"models:/wbc-{card.task}@champion"
-        assert (again.classes, again.model, again.builder) == (config.classes, config.model, config.builder)
-        assert [spec.format for spec in again.data] == [*(spec.format for spec in config.data), "store"]
+    wide = read_toml(configs / "detector.toml", DetectorConfig)
     thin = read_toml(configs / "thin-detector.toml", DetectorConfig)
-    assert (thin.classes, thin.data, thin.mosaic) == (detector.classes, detector.data, detector.mosaic)
+    classifier = read_toml(configs / "classifier.toml", ClassifierConfig)
+    made = {"detector": "wide-detector", "thin-detector": "detector", "classifier": "classifier"}
+    for config, (file, name) in zip((wide, thin, classifier), made.items(), strict=True):
+        card = registry.read_card(f"bundled:{name}")
+        assert (config.classes, config.builder, config.name) == (card.classes, card.builder, card.name)
+        assert config.model.items() <= card.arguments.items()
+        assert file_revision(configs / f"{file}.toml") == card.dataset  # who edits a config trains its model anew
+    for config, task in ((wide, "detector"), (classifier, "classifier")):
+        again = read_toml(configs / f"retrain-{task}.toml", type(config))
+        assert again.start == f"models:/wbc-{task}@champion"
+        assert (again.classes, again.builder) == (config.classes, config.builder)
+        assert again.model.items() <= registry.read_card(f"bundled:{task}").arguments.items()
+        assert [spec.format for spec in again.data] == [*(spec.format for spec in config.data), "store"]
+    assert (thin.data, thin.mosaic) == (wide.data, wide.mosaic)
     assert thin.distil is not None
-    assert thin.start == thin.distil.teacher == "bundled:detector"
+    assert thin.start == thin.distil.teacher == "bundled:wide-detector"
+    assert registry.resolve(thin.start, "detector")[0] in registry.read_card("bundled:detector").parents
 
 
 def test_the_papers_way_is_a_config_that_trains(data: Path, names: dict[str, str], tmp_path: Path) -> None:

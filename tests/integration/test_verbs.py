@@ -101,7 +101,8 @@ def test_version_says_what_wbc_stands_on(wbc: Wbc) -> None:
 
 
 def test_models_tells_what_a_reference_means(wbc: Wbc, dark_folder: Path) -> None:
-    assert set(json.loads(wbc("models", "list", "--json").stdout)) == {"bundled:classifier", "bundled:detector"}
+    bundled = {"bundled:classifier", "bundled:detector", "bundled:wide-detector"}
+    assert set(json.loads(wbc("models", "list", "--json").stdout)) == bundled
     told = json.loads(wbc("models", "show", dark_folder, "--json").stdout)
     assert (told["builder"], told["classes"], told["um_per_px"]) == ("dark_regions", ["rbc"], 0.2)
     assert "eosinophil" in wbc("models", "show", "bundled:classifier").stdout

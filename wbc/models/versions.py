@@ -15,7 +15,7 @@ from typing import Any
 
 from wbc.models import tracking
 from wbc.models.cards import ModelCard, ModelError, ModelRef, Task
-from wbc.models.registry import CARD, REFERENCE_CELLS, WEIGHTS, bundled_models, locate, read_card
+from wbc.models.registry import CARD, REFERENCE_CELLS, WEIGHTS, locate, read_card
 from wbc.models.tracking import StoredVersion
 from wbc.models.version_page import describe
 
@@ -121,7 +121,7 @@ def set_alias(name: str, alias: str, number: int | None) -> None:
 
 def bundled_of(task: Task) -> str:
     """The model that comes with wbc, for a task."""
-    return next(reference for reference in bundled_models() if read_card(reference).task == task)
+    return f"bundled:{task}"
 
 
 def champion_or_bundled(task: Task) -> str:
