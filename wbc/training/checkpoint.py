@@ -1,16 +1,44 @@
 """The whole state of a training in one file, from which it goes on as if it had never stopped."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from upath import UPath
 
 from wbc.storage.atomic import write_whole
 
-CHECKPOINT = "checkpoint.pt"
+log = logging.getLogger(__name__)
+CHECKPOINT, LOCK = "checkpoint.pt", "training.lock"
+LAST_BREATH_SECONDS = 10.0  # the processes of a training that was killed hold the lock until they see it
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Within, no other training writes to `folder`, which is made.
+
+    Two would each go on from what the other has written. Raises ValueError, naming the folder, where there is one,
+    OSError where nothing can be written there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=LAST_BREATH_SECONDS)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"{folder}: another training writes there; wait for its end, or choose another folder"
+        ) from None
+    except NotImplementedError:
+        log.warning("%s lies on a file system without locks: nothing keeps another training away", folder)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def restore(checkpoint: Path, parts: Mapping[str, Any], device: torch.device) -> int:

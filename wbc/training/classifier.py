@@ -24,7 +24,7 @@ from wbc.models.reference_cells import inherited_cells, keep_reference_cells
 from wbc.models.registry import LoadedModel
 from wbc.revision import code_revision, file_revision
 from wbc.taxonomy import NOT_A_WHITE_CELL, label_matrix, load_taxonomy
-from wbc.training.checkpoint import CHECKPOINT
+from wbc.training.checkpoint import CHECKPOINT, alone_in
 from wbc.training.classifier_data import CropData, CropSamples, CropSettings, Sampler, read_crops
 from wbc.training.kind_losses import LossSettings, tree_losses
 from wbc.training.loop import Lesson, LoopSettings, fit
@@ -110,7 +110,7 @@ def train_classifier(config: Path, data: Path, out: Path, device: str, processes
     """Train a classifier as `config` says on the data sets below `data` and save it in `out`; resumes what is there.
 
     `processes` train together, 0 means one for each GPU. Raises ValueError for a config or data that cannot be used,
-    naming the file.
+    naming the file, and where another training writes to `out`.
     """
     return train_as_planned(read_toml(config, ClassifierConfig), config, data, out, device, processes)
 
@@ -121,7 +121,8 @@ def train_as_planned(
     """`train_classifier` by a plan that the file `config` holds, or that was made from it."""
     check_sides("classifier", plan, data)
     n = processes_for(device, processes, plan.loop.batch)
-    return train_together(n, device, _train, plan, config, data, out)
+    with alone_in(out):
+        return train_together(n, device, _train, plan, config, data, out)
 
 
 def _train(plan: ClassifierConfig, config: Path, data: Path, out: Path, device: str) -> ModelCard:

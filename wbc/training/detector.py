@@ -20,7 +20,7 @@ from wbc.models.registry import LoadedModel
 from wbc.models.trainable import TrainableDetector
 from wbc.revision import code_revision, file_revision
 from wbc.training.calibration import CalibrationSettings, calibrate
-from wbc.training.checkpoint import CHECKPOINT
+from wbc.training.checkpoint import CHECKPOINT, alone_in
 from wbc.training.detector_data import (
     DetectorData,
     Mosaics,
@@ -111,7 +111,7 @@ def train_detector(config: Path, data: Path, out: Path, device: str, processes: 
     """Train a detector as `config` says on the data sets below `data` and save it in `out`; resumes what is there.
 
     `processes` train together, 0 means one for each GPU. Raises ValueError for a config or data that cannot be used,
-    naming the file.
+    naming the file, and where another training writes to `out`.
     """
     return train_as_planned(read_toml(config, DetectorConfig), config, data, out, device, processes)
 
@@ -122,7 +122,8 @@ def train_as_planned(
     """`train_detector` by a plan that the file `config` holds, or that was made from it."""
     check_sides("detector", plan, data)
     n = processes_for(device, processes, plan.loop.batch)
-    return train_together(n, device, _train, plan, config, data, out)
+    with alone_in(out):
+        return train_together(n, device, _train, plan, config, data, out)
 
 
 def _train(plan: DetectorConfig, config: Path, data: Path, out: Path, device: str) -> ModelCard:
