@@ -303,7 +303,7 @@ def test_a_thinner_detector_learns_from_the_answers_of_a_wider_one(
     config = tmp_path / "thin.toml"
     text = wide.read_text().replace("pyramid_channels = 16", "pyramid_channels = 8").replace("batch = 1", "batch = 2")
     taught = f'[distil]\nteacher = "{tmp_path / "wide"}"\nweight = 2.0\n[loop]'
-    text = f"{text}[calibrate]\npictures = 2\nas_teacher = ['rbc']\n"
+    text = text.replace("[calibrate]", "[calibrate]\nas_teacher = ['rbc']")
     config.write_text(f'start = "{tmp_path / "wide"}"\n' + text.replace("[loop]", taught))
     card = train_detector(config, data, tmp_path / "thin", "cpu", processes)
     assert [parent.reference for parent in card.parents] == [str(tmp_path / "wide")]  # once, though it is both
