@@ -48,15 +48,13 @@ def count_shifts(
     for index in indices:
         pixels, target = samples[index]
         (detections,) = model([pixels.to(device)])
-        found = target["labels"]
-        if teacher is not None:
-            (answers,) = teacher([pixels.to(device)])
-            found = answers["labels"][answers["scores"] >= settings.score]
+        answers = None if teacher is None else teacher([pixels.to(device)])[0]
         for i, name in enumerate(classes):
             scores[i].append(detections["scores"][detections["labels"] == i + 1].float().cpu())
-            is_taught = name in settings.as_teacher
-            shown, share = (found, 1.0) if is_taught else (target["labels"], settings.share)
-            wanted[i] += share * int((shown == i + 1).sum())
+            if answers is not None and name in settings.as_teacher:
+                wanted[i] += int((answers["labels"][answers["scores"] >= settings.score] == i + 1).sum())
+            else:
+                wanted[i] += settings.share * int((target["labels"] == i + 1).sum())
     shifts = []
     for parts, n in zip(scores, wanted, strict=True):
         best = torch.cat(parts).sort(descending=True).values
