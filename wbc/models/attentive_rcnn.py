@@ -158,5 +158,7 @@ def build(
 ) -> FasterRCNN:
     """A detector that is called as `faster_rcnn.build`'s is."""
     pyramid = TwoWayBackbone if settings.bottom_up else PyramidBackbone
-    backbone = pyramid(settings.detector.backbone, settings.detector.pyramid_channels)
+    backbone = pyramid(
+        settings.detector.backbone, settings.detector.pyramid_channels, settings.detector.expanded_channels
+    )
     return assembled(backbone, AttentiveHeads(n_classes, settings), mean, std, settings.detector)

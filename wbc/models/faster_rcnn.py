@@ -44,8 +44,9 @@ class FasterRCNNSettings:
     """Arguments of `build`; sizes in pixels of the detector's own scale.
 
     Anchors follow the cells at 0.2 µm/px, two sizes a pyramid level and square, as cells are round: platelets 2-4 µm,
-    red cells 6-8 µm, white cells 12-18 µm, megakaryocytes beyond. `proposal_channels` are those that the proposal head
-    makes of a map's, 0: as many.
+    red cells 6-8 µm, white cells 12-18 µm, megakaryocytes beyond. `expanded_channels` are those of each inverted
+    residual of the backbone, none: as timm has them. `proposal_channels` are those that the proposal head makes of a
+    map's, 0: as many.
     Proposals are limited by `lowest_objectness` rather than by number, which would lose cells in crowded fields;
     `most_proposals` bounds a tile of 1024x1024 px, level by level and in all. Proposals that overlap by `proposal_iou`
     are one: cells hide each other less than things in photographs do. RoIAlign reads `samples_a_bin` squared places in
@@ -57,6 +58,7 @@ class FasterRCNNSettings:
     """
 
     backbone: str = "tf_efficientnet_lite0"
+    expanded_channels: tuple[int, ...] = ()
     pyramid_channels: int = 128
     proposal_channels: int = 0
     head_width: int = 512
@@ -227,7 +229,7 @@ def build(
     In: a list of float32 (3,H,W) in 0..1, RGB. Out, in eval mode: boxes (N,4) in tile pixels, labels 1..n_classes and
     scores. Trained end to end by torchvision's own losses in train mode.
     """
-    backbone = PyramidBackbone(settings.backbone, settings.pyramid_channels)
+    backbone = PyramidBackbone(settings.backbone, settings.pyramid_channels, settings.expanded_channels)
     return assembled(backbone, RefiningHeads(n_classes, settings), mean, std, settings)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wbc.models.bfloat16 import InBfloat16
+from wbc.models.expansions import narrow
 from wbc.models.faster_rcnn import FasterRCNN, FasterRCNNSettings, RefiningHeads, assembled
 
 
@@ -37,6 +38,8 @@ class OneLevel(nn.Module):
     def __init__(self, settings: OneLevelSettings) -> None:
         super().__init__()
         body = _dilated(settings.backbone, settings.stride)
+        if settings.expanded_channels:
+            narrow(body, settings.expanded_channels)
         self.body = body
         self.out_channels = settings.pyramid_channels
         self.reduce = nn.Conv2d(body.feature_info.channels()[-1], self.out_channels, 3, padding=1)

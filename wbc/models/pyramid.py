@@ -1,6 +1,7 @@
 """Feature pyramids on any timm backbone: top-down (Lin 2017), and with a second way up (Wang 2021, Figure 3)."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
 from wbc.models.bfloat16 import InBfloat16
+from wbc.models.expansions import narrow
 
 LEVELS = ("0", "1", "2", "3")  # of the pyramid: strides 4, 8, 16, 32
 
@@ -18,12 +20,15 @@ class Pyramid(nn.Module):
 
     The maps {C2...C5} each pass a 1×1 convolution, are added from the top to the bottom, each scaled up by two to the
     next, and a 3×3 convolution takes away the aliasing. The levels are counted from the last map, of stride 32: so
-    {C2...C5} are the same of a ResNet, which has five maps, and of a VGG, which has six.
+    {C2...C5} are the same of a ResNet, which has five maps, and of a VGG, which has six. `expanded` are the expanded
+    channels of the body's inverted residuals, none: as timm has them.
     """
 
-    def __init__(self, name: str, channels: int) -> None:
+    def __init__(self, name: str, channels: int, expanded: Sequence[int] = ()) -> None:
         super().__init__()
         body: Any = timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1))
+        if expanded:
+            narrow(body, expanded)
         self.body = body
         self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), channels)
         self.out_channels = channels
@@ -45,8 +50,8 @@ class TwoWayPyramid(Pyramid):
     top-down way's.
     """
 
-    def __init__(self, name: str, channels: int) -> None:
-        super().__init__(name, channels)
+    def __init__(self, name: str, channels: int, expanded: Sequence[int] = ()) -> None:
+        super().__init__(name, channels, expanded)
         self.halve = nn.ModuleList(nn.Conv2d(channels, channels, 3, 2, 1) for _ in LEVELS[1:])
         self.fuse = nn.ModuleList(nn.Conv2d(channels, channels, 3, 1, 1) for _ in LEVELS[1:])
 
