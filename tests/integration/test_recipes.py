@@ -280,13 +280,19 @@ def test_a_detector_starts_from_one_with_a_wider_pyramid(data: Path, names: dict
     text = first.read_text().replace("batch = 1", "batch = 1\nrate = 0.0\naverage = 0.0")
     first_model = str(tmp_path / "first")
     start = f'start = "{first_model}"\n'
-    config.write_text(start + text.replace("pyramid_channels = 16", "pyramid_channels = 6\nproposal_channels = 10"))
+    thin = "pyramid_channels = 6\nproposal_channels = 10"
+    config.write_text(start + text.replace("pyramid_channels = 16", thin))
     card = train_detector(config, data, tmp_path / "second", "cpu")
     assert (card.arguments["pyramid_channels"], card.arguments["proposal_channels"]) == (6, 10)
     assert [parent.reference for parent in card.parents] == [first_model]
     before, after = (load_file(tmp_path / model / registry.WEIGHTS) for model in ("first", "second"))
     assert after["rpn.head.conv.0.0.weight"].shape == (10, 6, 3, 3)
     assert torch.equal(after["roi_heads.box_head.fc7.weight"], before["roi_heads.box_head.fc7.weight"])
+    config.write_text(start + text.replace("head_width = 16", "head_width = 12"))
+    train_detector(config, data, tmp_path / "narrower", "cpu")
+    after = load_file(tmp_path / "narrower" / registry.WEIGHTS)
+    assert after["roi_heads.box_head.fc7.weight"].shape == (12, 12)
+    assert torch.equal(after["rpn.head.conv.0.0.weight"], before["rpn.head.conv.0.0.weight"])
     config.write_text(start + text.replace("pyramid_channels = 16\nhead_width = 16\n", ""))
     assert train_detector(config, data, tmp_path / "same", "cpu").arguments == registry.read_card(first_model).arguments
     config.write_text(start + text.replace("pyramid_channels = 16", "pyramid_channels = 20"))

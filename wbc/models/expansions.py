@@ -26,11 +26,14 @@ def expansions(body: nn.Module) -> tuple[int, ...]:
 def narrow(body: nn.Module, channels: Sequence[int]) -> None:
     """Each inverted residual keeps the first `channels` of its expanded channels, in place.
 
-    Raises ValueError where the body has another number of inverted residuals, or fewer expanded channels.
+    Raises ValueError where the body has another number of inverted residuals, fewer expanded channels, or such as
+    weigh each other (squeeze and excitation).
     """
     own = expansions(body)
     if len(own) != len(channels) or any(not 0 < n <= before for n, before in zip(channels, own, strict=True)):
         raise ValueError(f"expanded_channels is {list(channels)}, and the body's are at most {list(own)}")
+    if any(not isinstance(block.se, nn.Identity) for block in expanding_blocks(body)):
+        raise ValueError("expanded_channels: the body's inverted residuals squeeze and excite them")
     for block, n in zip(expanding_blocks(body), channels, strict=True):
         keep(block, torch.arange(n))
 

@@ -1,12 +1,13 @@
-"""A detector with a thinner pyramid that sees what matters of a wider one's maps: a start to learn on from.
+"""A detector with fewer channels that sees what matters of a wider one's: a start to learn on from.
 
-The maps of all levels are projected upon the axes along which they vary most (principal components), and whatever makes
-and reads them is composed with the projection: the pyramid's convolutions, the proposal head's and the box head's first
-layer. Of the proposal head's hidden channels, behind a ReLU, those are kept which, weighed anew, come nearest to its
-answers. As many axes as there were channels change nothing; with half as many a detector takes 0.6 of the time.
+Its pyramid is projected (`wbc.training.projection`). Of channels behind a ReLU those are kept which, weighed anew, come
+nearest to what all of them say (`wbc.training.elimination`): of those that the body's inverted residuals expand to,
+block after block, of the proposal head's and of both layers of the box head. As many as there were change nothing.
 """
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,98 +15,45 @@ import torch
 from torch import Tensor, nn
 
 from wbc.models import builders
+from wbc.models.expansions import expanding_blocks, expansions, keep
 from wbc.models.faster_rcnn import FasterRCNN
 from wbc.models.pyramid import LEVELS, PyramidBackbone
 from wbc.models.registry import LoadedModel
+from wbc.training.elimination import Regression
+from wbc.training.projection import Moments, State, project
 
-# A level's part in the axes: the lower one is, the more cells lie on it.
-LEVEL_WEIGHTS = (1.0, 0.8, 0.6, 0.4)
-PLACES = 6_000  # of a map whose hidden channels are looked at
-RIDGE = 1e-6
-OBJECTNESS = 3.0  # how much more a proposal's objectness weighs than the corners of its box
-INNER, OUTER, HEAD = "backbone.fpn.inner_blocks.{}.0", "backbone.fpn.layer_blocks.{}.0", "rpn.head.conv.0.0"
-ANSWERS = ("rpn.head.cls_logits", "rpn.head.bbox_pred")
-FC6 = "roi_heads.box_head.fc6"
-
-
-class Moments:
-    """Mean and covariance of the channels of maps that are added one after another."""
-
-    def __init__(self) -> None:
-        self.n, self.total, self.products = 0, torch.zeros(()), torch.zeros(())
-
-    def add(self, maps: Tensor) -> None:
-        """Maps (B,C,H,W)."""
-        rows = maps.double().permute(1, 0, 2, 3).flatten(1)
-        self.n += rows.shape[1]
-        self.total = self.total + rows.sum(1)
-        self.products = self.products + rows @ rows.T
-
-    @property
-    def mean(self) -> Tensor:
-        """(C,)"""
-        return self.total / self.n
-
-    @property
-    def covariance(self) -> Tensor:
-        """(C,C)"""
-        return self.products / self.n - torch.outer(self.mean, self.mean)
-
-
-class Seen:
-    """What a detector's maps are on some pictures float32 (3,H,W): moments by level, and hidden channels (C,N)."""
-
-    def __init__(self, module: Any, pictures: Sequence[Tensor], seed: int = 0) -> None:
-        self.inner, self.outer = ([Moments() for _ in LEVELS] for _ in range(2))
-        self._hidden: list[Tensor] = []
-        self._dice = torch.Generator().manual_seed(seed)
-        handles = [
-            block.register_forward_hook(self._of_level(i)) for i, block in enumerate(module.backbone.fpn.layer_blocks)
-        ]
-        handles.append(module.rpn.head.conv.register_forward_hook(self._of_head))
-        try:
-            with torch.inference_mode():
-                for picture in pictures:
-                    module([picture])
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _of_level(self, i: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(_: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
-            self.inner[i].add(given[0])
-            self.outer[i].add(made)
-
-        return hook
-
-    def _of_head(self, _: nn.Module, __: tuple[Tensor, ...], made: Tensor) -> None:
-        places = made.double().permute(1, 0, 2, 3).flatten(1)
-        self._hidden.append(places[:, torch.randperm(places.shape[1], generator=self._dice)[:PLACES]])
-
-    @property
-    def hidden(self) -> Tensor:
-        """The proposal head's hidden channels (C,N) at places of all maps."""
-        return torch.cat(self._hidden, 1)
+PLACES = 3_000  # of a map whose channels are looked at
+OBJECTNESS = 9.0  # how much more a proposal's objectness weighs than the corners of its box
+CLASSES = 4.0  # how much more a region's classes weigh than the corners of its boxes
 
 
 class Widths(NamedTuple):
-    """How many channels a Faster R-CNN's pyramid has, and how many hidden ones its proposal head."""
+    """How many channels a Faster R-CNN's parts have.
+
+    Those of its pyramid, the hidden ones of its proposal head and of its box head, and those that each inverted
+    residual of its body expands to.
+    """
 
     pyramid: int
     proposals: int
+    head: int
+    expanded: tuple[int, ...] = ()
 
     def hold(self, other: "Widths") -> bool:
-        """Whether neither of the other's is larger."""
-        return other.pyramid <= self.pyramid and other.proposals <= self.proposals
+        """Whether none of the other's is larger."""
+        pairs = zip((*self[:3], *self.expanded), (*other[:3], *other.expanded), strict=False)
+        return len(self.expanded) == len(other.expanded) and all(theirs <= own for own, theirs in pairs)
 
 
 def widths_of(module: nn.Module) -> Widths | None:
     """A Faster R-CNN's widths; None of any other module."""
-    if isinstance(module, FasterRCNN) and type(module.backbone) is PyramidBackbone:
-        return Widths(module.backbone.out_channels, module.rpn.head.conv[0][0].out_channels)
-    return None
+    if not (isinstance(module, FasterRCNN) and type(module.backbone) is PyramidBackbone):
+        return None
+    hidden, boxes = module.rpn.head.conv[0][0], module.roi_heads.box_head
+    return Widths(module.backbone.out_channels, hidden.out_channels, boxes.fc6.out_features, expansions(module.body))
 
 
+@torch.no_grad()
 def thinner(wide: LoadedModel, widths: Widths, pictures: Sequence[Tensor]) -> LoadedModel:
     """A detector of these widths that is as near to `wide` as they allow on pictures float32 (3,H,W).
 
@@ -116,78 +64,163 @@ def thinner(wide: LoadedModel, widths: Widths, pictures: Sequence[Tensor]) -> Lo
         raise ValueError(f"{wide.card.name}: builder {wide.card.builder!r} has no pyramid that can be made thinner")
     if not before.hold(widths):
         raise ValueError(f"{wide.card.name}: {before} get no thinner by {widths}")
-    channels = widths.pyramid
-    seen = Seen(wide.module.eval(), pictures)
-    arguments = {"pyramid_channels": channels, "proposal_channels": widths.proposals}
-    card = replace(wide.card, arguments={**wide.card.arguments, **arguments})
-    state = {name: tensor.double() for name, tensor in wide.module.state_dict().items()}
-    inner, outer = (_axes(moments, channels) for moments in (seen.inner, seen.outer))
-    for i in range(len(LEVELS)):
-        _onto(state, INNER.format(i), inner)
-        _from(state, OUTER.format(i), inner, seen.inner[i].mean)
-        _onto(state, OUTER.format(i), outer)
-    weights = torch.tensor(LEVEL_WEIGHTS, dtype=torch.float64)
-    mean = weights @ torch.stack([moments.mean for moments in seen.outer]) / weights.sum()
-    _from(state, HEAD, outer, mean)
-    _fewer_hidden(state, seen.hidden, widths.proposals)
-    _from(state, FC6, outer, mean)
+    module: Any = copy.deepcopy(wide.module).eval().requires_grad_(False)
+    _fewer_expanded(module, widths.expanded, pictures)
+    seen = Seen(module, pictures)
+    state = {name: tensor.double() for name, tensor in module.state_dict().items()}
+    if widths.pyramid < before.pyramid:
+        project(state, seen.inner, seen.outer, widths.pyramid)
+    _fewer_hidden(state, seen.proposals, widths.proposals)
+    _narrower_head(state, module, seen.regions, widths.head)
+    card = replace(wide.card, arguments={**wide.card.arguments, **_arguments(widths, before)})
     made = builders.build(card)
     own = made.state_dict()
     made.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in state.items()})
     return replace(wide, module=made.eval().requires_grad_(False), card=card)
 
 
-def _axes(moments: Sequence[Moments], channels: int) -> Tensor:
-    """The axes (C,channels) along which the maps of all levels vary most, each level's spread counted as one."""
-    spreads = [m.covariance / torch.trace(m.covariance) for m in moments]
-    weights = torch.tensor(LEVEL_WEIGHTS, dtype=torch.float64)
-    vectors = torch.linalg.eigh(torch.tensordot(weights, torch.stack(spreads), 1)).eigenvectors
-    return torch.flip(vectors, [1])[:, :channels].contiguous()
+def _arguments(widths: Widths, before: Widths) -> dict[str, Any]:
+    """What a card says of widths."""
+    own = {"pyramid_channels": widths.pyramid, "proposal_channels": widths.proposals, "head_width": widths.head}
+    return own if widths.expanded == before.expanded else {**own, "expanded_channels": list(widths.expanded)}
 
 
-def _onto(state: dict[str, Tensor], layer: str, axes: Tensor) -> None:
-    """A convolution makes the coordinates along `axes` (C,c) of what it made."""
-    weight, bias = f"{layer}.weight", f"{layer}.bias"
-    state[weight] = torch.einsum("oc,oikl->cikl", axes, state[weight])
-    state[bias] = axes.T @ state[bias]
+class Seen:
+    """What passes through a detector on some pictures float32 (3,H,W).
+
+    Moments of its maps by level, before and behind the pyramid's last convolution; the proposal head's hidden channels
+    and what is said by them; the first hidden channels (N,C) of the box head, before their ReLU.
+    """
+
+    def __init__(self, module: Any, pictures: Sequence[Tensor]) -> None:
+        self.inner, self.outer = ([Moments() for _ in LEVELS] for _ in range(2))
+        self.proposals = Regression()
+        self._head, self._dice = module.rpn.head, torch.Generator().manual_seed(0)
+        rows: list[Tensor] = []
+        with _listening(
+            *((block, self._of_level(i)) for i, block in enumerate(module.backbone.fpn.layer_blocks)),
+            (module.rpn.head.conv, self._of_proposals),
+            (module.roi_heads.box_head.fc6, lambda _, made: rows.append(made.float())),
+        ):
+            for picture in pictures:
+                module([picture])
+        self.regions = torch.cat(rows)
+
+    def _of_level(self, i: int) -> Any:
+        def heard(given: Tensor, made: Tensor) -> None:
+            self.inner[i].add(given)
+            self.outer[i].add(made)
+
+        return heard
+
+    def _of_proposals(self, _: Tensor, made: Tensor) -> None:
+        hidden = _channels(made)
+        hidden = hidden[:, _places(hidden.shape[1], self._dice)]
+        layers = (self._head.cls_logits, self._head.bbox_pred)
+        said = [layer.weight[:, :, 0, 0].double() @ hidden + layer.bias.double()[:, None] for layer in layers]
+        self.proposals.add(hidden, torch.cat(said))
 
 
-def _from(state: dict[str, Tensor], layer: str, axes: Tensor, mean: Tensor) -> None:
-    """A layer reads coordinates along `axes` (C,c); of what they leave it gets the mean (C,) alone."""
-    weight, bias = state[f"{layer}.weight"], state[f"{layer}.bias"]
-    taps = weight.reshape(len(weight), len(axes), -1)  # of a kernel, or of a region's bins
-    left = mean - axes @ (axes.T @ mean)
-    state[f"{layer}.bias"] = bias + torch.einsum("oit,i->o", taps, left)
-    thin = torch.einsum("oit,ic->oct", taps, axes)
-    state[f"{layer}.weight"] = (
-        thin.reshape(len(weight), axes.shape[1], *weight.shape[2:]) if weight.ndim > 2 else thin.flatten(1)
-    )
+def _fewer_expanded(module: Any, expanded: tuple[int, ...], pictures: Sequence[Tensor]) -> None:
+    """Of the channels that each inverted residual expands to so many remain, in place.
+
+    A block learns what the whole body's says from what the thinner ones before it make.
+    """
+    whole, dice = copy.deepcopy(module.body), torch.Generator().manual_seed(0)
+    pixels = [module.transform([picture])[0].tensors for picture in pictures]
+    for block, before, n in zip(expanding_blocks(module.body), expanding_blocks(whole), expanded, strict=True):
+        if n == block.conv_pwl.in_channels:
+            continue
+        regression = Regression()
+        for picture in pixels:
+            _, wanted = _projected(whole, before, picture)
+            hidden, _ = _projected(module.body, block, picture)
+            places = _places(hidden.shape[1], dice)
+            regression.add(hidden[:, places], wanted[:, places])
+        kept = regression.keep(n)
+        keep(block, kept.channels)
+        block.conv_pwl.weight.copy_(kept.weight[..., None, None])
+        block.bn3.running_mean -= kept.bias.to(block.bn3.running_mean.dtype)
 
 
-def _fewer_hidden(state: dict[str, Tensor], hidden: Tensor, channels: int) -> None:
-    """Of the proposal head's hidden channels (C,N) so many remain, and what reads them is fitted anew."""
-    if len(hidden) == channels:
+def _projected(body: nn.Module, block: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """What a block's projection reads (C,N) and makes (O,N) of pixels, at all places."""
+    heard: list[Tensor] = []
+    with _listening((block.conv_pwl, lambda given, made: heard.extend(map(_channels, (given, made))))):
+        body(pixels)
+    hidden, made = heard
+    return hidden, made
+
+
+def _fewer_hidden(state: State, proposals: Regression, n: int) -> None:
+    """Of the proposal head's hidden channels so many remain, and what reads them is fitted anew."""
+    hidden, readers = "rpn.head.conv.0.0", ("rpn.head.cls_logits", "rpn.head.bbox_pred")
+    if n == len(state[f"{hidden}.bias"]):
         return
-    scales = (OBJECTNESS, 1.0)
-    weights = [state[f"{name}.weight"] for name in ANSWERS]
-    answers = torch.cat([s * w[:, :, 0, 0] for s, w in zip(scales, weights, strict=True)]) @ hidden
-    rows = torch.cat([hidden, torch.ones_like(hidden[:1])])  # the last is for the bias
-    products, wanted = rows @ rows.T / rows.shape[1], rows @ answers.T / rows.shape[1]
-    size = (answers**2).mean(1)
+    sizes = [len(state[f"{reader}.bias"]) for reader in readers]
+    kept = proposals.keep(n, torch.repeat_interleave(torch.tensor([OBJECTNESS, 1.0]), torch.tensor(sizes)))
+    _keep(state, hidden, kept.channels)
+    for reader, weight, bias in zip(readers, *(torch.split(t, sizes) for t in kept[1:]), strict=True):
+        state[f"{reader}.weight"], state[f"{reader}.bias"] = weight[..., None, None], bias
 
-    def solved(among: list[int]) -> tuple[Tensor, Tensor]:
-        own = products[among][:, among] + RIDGE * torch.eye(len(among), dtype=torch.float64)
-        inverse = torch.linalg.inv(own)
-        return inverse, inverse @ wanted[among]
 
-    kept = list(range(len(hidden)))
-    while len(kept) > channels:  # without the channel that the answers miss least
-        inverse, fit = solved([*kept, len(hidden)])
-        missed = (fit[:-1] ** 2 / torch.diag(inverse)[:-1, None] / size).sum(1)
-        kept.pop(int(missed.argmin()))
-    fit = solved([*kept, len(hidden)])[1].T
-    state[f"{HEAD}.weight"], state[f"{HEAD}.bias"] = state[f"{HEAD}.weight"][kept], state[f"{HEAD}.bias"][kept]
-    parts = torch.split(fit, [len(w) for w in weights])
-    for name, scale, part in zip(ANSWERS, scales, parts, strict=True):
-        state[f"{name}.weight"] = part[:, :-1, None, None] / scale
-        state[f"{name}.bias"] = state[f"{name}.bias"] + part[:, -1] / scale
+def _narrower_head(state: State, module: Any, regions: Tensor, n: int) -> None:
+    """Of both layers of the box head so many channels remain, and what reads them is fitted anew."""
+    fc6, fc7 = "roi_heads.box_head.fc6", "roi_heads.box_head.fc7"
+    if n == len(state[f"{fc6}.bias"]):
+        return
+    hidden = regions.double().relu().T
+    wanted = state[f"{fc7}.weight"] @ hidden + state[f"{fc7}.bias"][:, None]
+    first = Regression()
+    first.add(hidden, wanted)
+    kept = first.keep(n)
+    _keep(state, fc6, kept.channels)
+    thin = (kept.weight @ hidden[kept.channels] + kept.bias[:, None]).relu()
+    state[f"{fc7}.weight"], state[f"{fc7}.bias"] = kept.weight, kept.bias
+    readers = [f"roi_heads.box_predictor.{name}" for name in ("cls_score", "bbox_pred")]
+    sizes = [len(state[f"{reader}.bias"]) for reader in readers]
+    second = Regression()
+    said = [state[f"{reader}.weight"] @ wanted.relu() + state[f"{reader}.bias"][:, None] for reader in readers]
+    second.add(thin, torch.cat(said))
+    ground = 4  # the corners of what is ground come first, and nobody reads them
+    matter = torch.repeat_interleave(
+        torch.tensor([CLASSES, 0.0, 1.0]), torch.tensor([sizes[0], ground, sizes[1] - ground])
+    )
+    kept = second.keep(n, matter)
+    _keep(state, fc7, kept.channels)
+    for reader, weight, bias in zip(readers, *(torch.split(t, sizes) for t in kept[1:]), strict=True):
+        state[f"{reader}.weight"], state[f"{reader}.bias"] = weight, bias
+
+
+def _keep(state: State, layer: str, channels: Tensor) -> None:
+    """Of what a layer makes these channels remain."""
+    for name in (f"{layer}.weight", f"{layer}.bias"):
+        state[name] = state[name][channels]
+
+
+@contextmanager
+def _listening(*heard: tuple[nn.Module, Callable[[Tensor, Tensor], Any]]) -> Iterator[None]:
+    """What modules are given and make within the block goes to the function beside each."""
+
+    def hook(hear: Callable[[Tensor, Tensor], Any]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def heard_by(_: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+            hear(given[0], made)
+
+        return heard_by
+
+    handles = [module.register_forward_hook(hook(hear)) for module, hear in heard]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _channels(maps: Tensor) -> Tensor:
+    """Maps (B,C,H,W) -> (C,B·H·W)."""
+    return maps.double().transpose(0, 1).flatten(1)
+
+
+def _places(n: int, dice: torch.Generator) -> Tensor:
+    """The numbers of some of `n` places."""
+    return torch.randperm(n, generator=dice)[:PLACES]
