@@ -355,6 +355,11 @@ def test_a_detector_learns_from_whole_pictures_at_their_scale(
         ('format = "coco"', 'format = "cocoa"', r"data\[1\]\.format is 'cocoa', none of 'voc', "),
         ('"faster_rcnn"', '"dark_regions"', r"arguments: backbone is unknown; the keys are level, smallest_px"),
         ('"tf_efficientnet_lite0"', '"resnet18"', r"no packaged ImageNet weights for 'resnet18'.*imagenet to false"),
+        (
+            "head_width = 16",
+            "expanded_channels = [64, 144, 144, 240, 240, 480, 480, 480, 672, 672, 672, 1152, 1152, 1152, 1152]",
+            r"no ImageNet weights fit blocks\.1\.0\.bn1\.bias: name a start, or no expanded_channels",
+        ),
         ('"blocks.0."', '"block.0"', r"frozen is .*'block\.0'\]: .*block"),
     ],
 )

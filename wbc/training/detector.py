@@ -175,7 +175,9 @@ def _untrained(
 
         card = replace(card, parents=(start_from_model(model, card, plan.start, fitted),))
     elif plan.imagenet:
-        start_from_imagenet(model.body, config)
+        without = start_from_imagenet(model.body, config)
+        if without:
+            raise ValueError(f"{config}: no ImageNet weights fit {without[0]}: name a start, or no expanded_channels")
     try:
         freeze_body(model, plan.frozen, norms=bool(plan.start) or plan.imagenet)
     except AttributeError as error:
