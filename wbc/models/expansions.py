@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.models._efficientnet_blocks import InvertedResidual
 from torch import Tensor, nn
+
+LAYERS = ("conv_pw", "conv_dw", "conv_pwl")  # of timm's inverted residuals, and of no other block
 
 
 def expanding_blocks(body: nn.Module) -> list[Any]:
     """A body's inverted residuals in order; those of other kinds, which expand nothing, are not among them."""
-    return [block for block in body.modules() if isinstance(block, InvertedResidual)]
+    return [block for block in body.modules() if all(hasattr(block, name) for name in LAYERS)]
 
 
 def expansions(body: nn.Module) -> tuple[int, ...]:
