@@ -58,10 +58,10 @@ class FasterRCNNSettings:
     """
 
     backbone: str = "tf_efficientnet_lite0"
-    expanded_channels: tuple[int, ...] = ()
     pyramid_channels: int = 128
     proposal_channels: int = 0
     head_width: int = 512
+    expanded_channels: tuple[int, ...] = ()
     anchor_px: tuple[tuple[int, ...], ...] = ((12, 19), (28, 42), (62, 90), (130, 190))
     proposals_in_training: int = 1000
     most_proposals: int = 12_000
