@@ -48,7 +48,7 @@ class DetectorConfig:
     """A detector's training config, table by table.
 
     `model` holds the builder's arguments, `imagenet` says whether the backbone starts from packaged ImageNet weights.
-    `start` names a detector to start from instead, whose pyramid may be wider (`wbc.training.thinner`); arguments that
+    `start` names a detector to start from instead, which may be wider (`wbc.training.thinner`); arguments that
     `model` does not name are its. `distil` names one whose answers it learns beside the labels. `frozen` are the parts
     of the backbone that keep what they start from: timm's names, with or without a dot at their end. Pictures are laid
     together to mosaics, or drawn `whole`. `watch` is measured now and then while it learns, `measure` at the end. The

@@ -19,7 +19,7 @@ from wbc.models.expansions import expanding_blocks, expansions, keep
 from wbc.models.faster_rcnn import FasterRCNN
 from wbc.models.pyramid import LEVELS, PyramidBackbone
 from wbc.models.registry import LoadedModel
-from wbc.training.elimination import Regression
+from wbc.training.elimination import Kept, Regression
 from wbc.training.projection import Moments, State, project
 
 PLACES = 3_000  # of a map whose channels are looked at
@@ -71,7 +71,7 @@ def thinner(wide: LoadedModel, widths: Widths, pictures: Sequence[Tensor]) -> Lo
     if widths.pyramid < before.pyramid:
         project(state, seen.inner, seen.outer, widths.pyramid)
     _fewer_hidden(state, seen.proposals, widths.proposals)
-    _narrower_head(state, module, seen.regions, widths.head)
+    _narrower_head(state, seen.regions, widths.head)
     card = replace(wide.card, arguments={**wide.card.arguments, **_arguments(widths, before)})
     made = builders.build(card)
     own = made.state_dict()
@@ -159,12 +159,10 @@ def _fewer_hidden(state: State, proposals: Regression, n: int) -> None:
         return
     sizes = [len(state[f"{reader}.bias"]) for reader in readers]
     kept = proposals.keep(n, torch.repeat_interleave(torch.tensor([OBJECTNESS, 1.0]), torch.tensor(sizes)))
-    _keep(state, hidden, kept.channels)
-    for reader, weight, bias in zip(readers, *(torch.split(t, sizes) for t in kept[1:]), strict=True):
-        state[f"{reader}.weight"], state[f"{reader}.bias"] = weight[..., None, None], bias
+    _refit(state, hidden, readers, kept)
 
 
-def _narrower_head(state: State, module: Any, regions: Tensor, n: int) -> None:
+def _narrower_head(state: State, regions: Tensor, n: int) -> None:
     """Of both layers of the box head so many channels remain, and what reads them is fitted anew."""
     fc6, fc7 = "roi_heads.box_head.fc6", "roi_heads.box_head.fc7"
     if n == len(state[f"{fc6}.bias"]):
@@ -174,9 +172,8 @@ def _narrower_head(state: State, module: Any, regions: Tensor, n: int) -> None:
     first = Regression()
     first.add(hidden, wanted)
     kept = first.keep(n)
-    _keep(state, fc6, kept.channels)
+    _refit(state, fc6, [fc7], kept)
     thin = (kept.weight @ hidden[kept.channels] + kept.bias[:, None]).relu()
-    state[f"{fc7}.weight"], state[f"{fc7}.bias"] = kept.weight, kept.bias
     readers = [f"roi_heads.box_predictor.{name}" for name in ("cls_score", "bbox_pred")]
     sizes = [len(state[f"{reader}.bias"]) for reader in readers]
     second = Regression()
@@ -186,16 +183,17 @@ def _narrower_head(state: State, module: Any, regions: Tensor, n: int) -> None:
     matter = torch.repeat_interleave(
         torch.tensor([CLASSES, 0.0, 1.0]), torch.tensor([sizes[0], ground, sizes[1] - ground])
     )
-    kept = second.keep(n, matter)
-    _keep(state, fc7, kept.channels)
-    for reader, weight, bias in zip(readers, *(torch.split(t, sizes) for t in kept[1:]), strict=True):
-        state[f"{reader}.weight"], state[f"{reader}.bias"] = weight, bias
+    _refit(state, fc7, readers, second.keep(n, matter))
 
 
-def _keep(state: State, layer: str, channels: Tensor) -> None:
-    """Of what a layer makes these channels remain."""
+def _refit(state: State, layer: str, readers: Sequence[str], kept: Kept) -> None:
+    """Of what a layer makes those channels remain that are `kept`, and its readers, 1×1 or linear, are the fit's."""
     for name in (f"{layer}.weight", f"{layer}.bias"):
-        state[name] = state[name][channels]
+        state[name] = state[name][kept.channels]
+    sizes = [len(state[f"{reader}.bias"]) for reader in readers]
+    for reader, weight, bias in zip(readers, *(torch.split(t, sizes) for t in kept[1:]), strict=True):
+        taps = [1] * (state[f"{reader}.weight"].ndim - 2)
+        state[f"{reader}.weight"], state[f"{reader}.bias"] = weight.reshape(*weight.shape, *taps), bias
 
 
 @contextmanager
