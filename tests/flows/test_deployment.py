@@ -3,14 +3,13 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -23,7 +22,9 @@ import pandas as pd
 import psutil
 import pytest
 from painted import make_slide
+from prefect_servers import asked
 from processes import survivors
+from registries import free_port
 from upath import UPath
 
 from flows.slide_table import slide_line
@@ -82,13 +83,6 @@ def running(command: list[str], environment: dict[str, str], log: Path) -> Itera
         process.wait()
 
 
-def asked(address: str, values: dict[str, Any] | None = None) -> Any:
-    body = None if values is None else json.dumps(values).encode()
-    request = urllib.request.Request(address, body, {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
-
-
 def called(words: tuple[str, ...], environment: dict[str, str]) -> str:
     ran = subprocess.run(prefect(*words), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS)
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -109,13 +103,6 @@ def wait_for(what: Callable[[], Any], logs: Path) -> Any:
             pass
         time.sleep(0.5)
     raise AssertionError("\n".join(f"{log}: {log.read_text()[-3000:]}" for log in logs.glob("*.log")))
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

@@ -1,8 +1,6 @@
 """The monthly look at the champion: quiet while it does what it did, an event and a failed run when it does not."""
 
-import json
 import time
-import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 from jobs import DARK_CARD
 from PIL import Image
+from prefect_servers import asked
 
 from flows.evaluate_champion import ChampionDrifted, evaluate_champion
 from wbc.datasets.coco import write_coco
@@ -39,11 +38,9 @@ def frozen_slides(folder: Path, shade: int) -> Path:
 
 
 def events(server: str) -> list[dict[str, Any]]:
-    body = json.dumps({"filter": {"event": {"name": ["wbc.champion.drifted"]}}}).encode()
-    request = urllib.request.Request(f"{server}/events/filter", body, {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        found: list[dict[str, Any]] = json.load(answer)["events"]
-        return found
+    named = {"filter": {"event": {"name": ["wbc.champion.drifted"]}}}
+    found: list[dict[str, Any]] = asked(f"{server}/events/filter", named)["events"]
+    return found
 
 
 def test_a_champion_that_drifts_fails_the_run_and_is_told(
