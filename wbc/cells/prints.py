@@ -1,7 +1,9 @@
 """Perceptual prints of cells, by which a cell that two overlapping fields show is known again.
 
 Signs of the lowest frequencies of brightness against their median (pHash; Zauner 2010, "Implementation and benchmarking
-of perceptual image hash functions", there 8×8 frequencies, here 16×16).
+of perceptual image hash functions", there 8×8 frequencies, here 16×16), about the cell's darkest part (mean shift;
+Comaniciu & Meer 2002, "Mean shift: a robust approach toward feature space analysis"), as boxes of one cell differ by a
+few pixels from field to field.
 """
 
 import numpy as np
@@ -14,6 +16,10 @@ from wbc.cells.crop import cut_square
 SIDE_PX, FREQUENCIES = 32, 16
 PRINT_UM = 26.0  # the side of what is seen of a cell: with its neighbours, which are the same, too
 CUT_PX = 64
+NEAR_UM, STEPS = 4.0, 10  # of the mean shift: its window's standard deviation, and its steps
+FARTHEST_UM = 4.0  # that a print's middle is from its box's
+PLACES_UM = ((np.arange(SIDE_PX) + 0.5) / SIDE_PX - 0.5) * PRINT_UM  # of the pixels of what is seen, about its middle
+PLANE = np.stack([np.ones(SIDE_PX**2), np.repeat(PLACES_UM, SIDE_PX), np.tile(PLACES_UM, SIDE_PX)], 1)
 # Cells alone on an empty ground look alike (one in 140 pairs of lymphocytes): how little their surroundings spread in
 # brightness, as a part of how much darker the cell is. Around 0.01 of cells cut out, 0.07 and more in whole smears.
 EMPTY = 0.05
@@ -38,22 +44,48 @@ def cell_prints(pixels: NDArray[np.uint8], boxes: NDArray[np.float32], um_per_px
     """
     prints = []
     for x0, y0, x1, y1 in boxes:
-        square = cut_square(pixels, (x0 + x1) / 2, (y0 + y1) / 2, PRINT_UM / um_per_px, CUT_PX)
-        light = brightness(Image.fromarray(square))
-        sides = np.array([y1 - y0, x1 - x0]) * um_per_px / PRINT_UM
-        prints.append(np.packbits(print_of(light)).tobytes().hex() if _has_neighbours(light, sides) else "")
+        x, y = (x0 + x1) / 2, (y0 + y1) / 2
+        away = _darkest(_seen(pixels, x, y, um_per_px))
+        light = _seen(pixels, x + away[0] / um_per_px, y + away[1] / um_per_px, um_per_px)
+        sides = np.array([x1 - x0, y1 - y0]) * um_per_px
+        prints.append(np.packbits(print_of(light)).tobytes().hex() if _has_neighbours(light, sides, -away) else "")
     return prints
 
 
-def _has_neighbours(light: NDArray[np.float32], sides: NDArray[np.float64]) -> bool:
-    """Whether more than an even ground is about a cell whose box has `sides` (2,), as parts of the picture's."""
-    sides = sides.clip(min=4 / SIDE_PX)  # of what is smaller too few pixels are surely cell
-    y, x = np.mgrid[-1 : 1 : SIDE_PX * 1j, -1 : 1 : SIDE_PX * 1j] / sides[:, None, None]
-    around = np.maximum(abs(y), abs(x)) > 1 + 2 / SIDE_PX / sides.min()
+def _seen(pixels: NDArray[np.uint8], x: float, y: float, um_per_px: float) -> NDArray[np.float32]:
+    """The brightness (32,32) of the PRINT_UM about a point of a field."""
+    return brightness(Image.fromarray(cut_square(pixels, x, y, PRINT_UM / um_per_px, CUT_PX)))
+
+
+def _darkest(light: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Where the middle of what is dark lies, (x, y) in µm from the middle of `light` (32,32)."""
+    level = light - _slope(light)
+    dark = (np.median(level) - level).clip(min=0)
+    at = np.zeros(2)
+    for _ in range(STEPS):
+        near = np.exp(-(((PLACES_UM - at[:, None]) / NEAR_UM) ** 2) / 2)
+        weights = np.stack([near[0] * (near[1] @ dark), near[1] * (dark @ near[0])])
+        if not (total := weights[0].sum()):
+            break
+        at = weights @ PLACES_UM / total
+    return at * min(1.0, FARTHEST_UM / max(float(np.hypot(*at)), FARTHEST_UM))
+
+
+def _slope(light: NDArray[np.float32], where: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+    """The plane (32,32) that fits `light` best, `where` it is asked: light falls off towards a field's edge."""
+    place = slice(None) if where is None else where.ravel()
+    fit = np.linalg.lstsq(PLANE[place], light.ravel()[place], rcond=None)[0]
+    return np.asarray(PLANE @ fit, np.float32).reshape(light.shape)
+
+
+def _has_neighbours(light: NDArray[np.float32], sides: NDArray[np.float64], middle: NDArray[np.float64]) -> bool:
+    """Whether more than an even ground is about a cell whose box has `sides` and a `middle` (x, y), in µm."""
+    pixel = PRINT_UM / SIDE_PX
+    half = sides.clip(min=4 * pixel) / 2  # of what is smaller too few pixels are surely cell
+    x, y = abs(PLACES_UM - middle[:, None]) / half[:, None]
+    around = np.maximum(y[:, None], x) > 1 + pixel / half.min()
     if around.sum() < SIDE_PX:  # the cell is as large as all that is seen of it
         return False
-    lit = light[around]
-    plane = np.stack([np.ones_like(lit), y[around], x[around]], 1)  # light falls off towards a field's edge
-    spread = np.std(lit - plane @ np.linalg.lstsq(plane, lit, rcond=None)[0])
-    depth = np.percentile(lit, 90) - np.median(light[y**2 + x**2 < CORE**2])
+    spread = np.std((light - _slope(light, around))[around])
+    depth = np.percentile(light[around], 90) - np.median(light[y[:, None] ** 2 + x**2 < CORE**2])
     return bool(spread > EMPTY * max(depth, 1))

@@ -86,6 +86,18 @@ def test_a_cell_in_an_overlapping_field_has_nearly_the_same_print_and_others_hav
     assert not any(again(first + strangers, [0] * n + [2] * len(strangers), [0.9] * n + [0.8] * len(strangers)))
 
 
+@pytest.mark.parametrize("beside_um", [(1, 0.5), (-0.8, 0.8), (0, -1.2)])
+def test_a_box_a_little_beside_its_cell_has_nearly_the_same_print(beside_um: tuple[float, float]) -> None:
+    pixels, boxes, kinds = rendered(1)
+    white = boxes[[kind not in ("rbc", "platelet") for kind in kinds]]
+    inside = white[(white[:, :2] > 160).all(1) & (white[:, 2] < 1040) & (white[:, 3] < 740)]
+    falls_off = np.linspace(1, 0.85, pixels.shape[1])[None, :, None]
+    n, beside = len(inside), np.array([*beside_um, *beside_um], np.float32) / UM_PER_PX
+    second = whites((pixels * falls_off).astype(np.uint8), inside + beside)
+    found = again(whites(pixels, inside) + second, [0] * n + [1] * n, [0.9] * n + [0.8] * n)
+    assert found == [False] * n + [True] * n
+
+
 def test_no_cell_is_no_print() -> None:
     assert cell_prints(np.zeros((50, 50, 3), np.uint8), np.zeros((0, 4), np.float32), UM_PER_PX) == []
 
