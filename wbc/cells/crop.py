@@ -11,8 +11,10 @@ GROUND_PERCENT = 8  # of a crop's pixels are brighter than what counts as its ba
 DENSITIES = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
 
 
-def cut_square(pixels: NDArray[np.uint8], x: float, y: float, side: float, out_px: int) -> NDArray[np.uint8]:
-    """A square of `side` pixels about (x, y) of a picture uint8 (H,W,3), scaled to (out_px, out_px, 3).
+def square_around(
+    pixels: NDArray[np.uint8], x: float, y: float, side: float
+) -> tuple[Image.Image, tuple[float, float, float, float]]:
+    """The whole pixels under a square of `side` pixels about (x, y) of a picture uint8 (H,W,3), and the square in them.
 
     Fractions of a pixel are kept; what lies outside the picture repeats its edge.
     """
@@ -25,7 +27,12 @@ def cut_square(pixels: NDArray[np.uint8], x: float, y: float, side: float, out_p
     if any(map(any, pad)):
         region = np.pad(region, pad, mode="edge")
     box = (left - x0, top - y0, min(left - x0 + side, region.shape[1]), min(top - y0 + side, region.shape[0]))
-    picture = Image.fromarray(np.ascontiguousarray(region))
+    return Image.fromarray(np.ascontiguousarray(region)), box
+
+
+def cut_square(pixels: NDArray[np.uint8], x: float, y: float, side: float, out_px: int) -> NDArray[np.uint8]:
+    """A square as of `square_around`, scaled to (out_px, out_px, 3)."""
+    picture, box = square_around(pixels, x, y, side)
     square = picture.resize((out_px, out_px), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
     return np.asarray(square)
 

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.fft import dctn
 
-from wbc.cells.crop import cut_square
+from wbc.cells.crop import square_around
 
 SIDE_PX, FREQUENCIES = 32, 16
 PRINT_UM = 26.0  # the side of what is seen of a cell: with its neighbours, which are the same, too
-CUT_PX = 64
 NEAR_UM, STEPS = 4.0, 10  # of the mean shift: its window's standard deviation, and its steps
 FARTHEST_UM = 4.0  # that a print's middle is from its box's
 PLACES_UM = ((np.arange(SIDE_PX) + 0.5) / SIDE_PX - 0.5) * PRINT_UM  # of the pixels of what is seen, about its middle
@@ -43,18 +42,21 @@ def cell_prints(pixels: NDArray[np.uint8], boxes: NDArray[np.float32], um_per_px
     "" where nothing is beside the cell that would tell it from another one.
     """
     prints = []
+    side, farthest = PRINT_UM / um_per_px, FARTHEST_UM / um_per_px
     for x0, y0, x1, y1 in boxes:
-        x, y = (x0 + x1) / 2, (y0 + y1) / 2
-        away = _darkest(_seen(pixels, x, y, um_per_px))
-        light = _seen(pixels, x + away[0] / um_per_px, y + away[1] / um_per_px, um_per_px)
+        around, (left, top, *_) = square_around(pixels, (x0 + x1) / 2, (y0 + y1) / 2, side + 2 * farthest)
+        grey, corner = around.convert("L"), np.array([left, top]) + farthest
+        away = _darkest(_seen(grey, corner, side))
+        light = _seen(grey, corner + away / um_per_px, side)
         sides = np.array([x1 - x0, y1 - y0]) * um_per_px
         prints.append(np.packbits(print_of(light)).tobytes().hex() if _has_neighbours(light, sides, -away) else "")
     return prints
 
 
-def _seen(pixels: NDArray[np.uint8], x: float, y: float, um_per_px: float) -> NDArray[np.float32]:
-    """The brightness (32,32) of the PRINT_UM about a point of a field."""
-    return brightness(Image.fromarray(cut_square(pixels, x, y, PRINT_UM / um_per_px, CUT_PX)))
+def _seen(grey: Image.Image, corner: NDArray[np.float64], side: float) -> NDArray[np.float32]:
+    """The brightness (32,32) of a square of a grey picture, by its upper left corner (x, y)."""
+    (x0, y0), (x1, y1) = corner, np.minimum(corner + side, grey.size)
+    return np.asarray(grey.resize((SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR, (x0, y0, x1, y1)), np.float32)
 
 
 def _darkest(light: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -64,7 +66,7 @@ def _darkest(light: NDArray[np.float32]) -> NDArray[np.float64]:
     at = np.zeros(2)
     for _ in range(STEPS):
         near = np.exp(-(((PLACES_UM - at[:, None]) / NEAR_UM) ** 2) / 2)
-        weights = np.stack([near[0] * (near[1] @ dark), near[1] * (dark @ near[0])])
+        weights = near * (near[1] @ dark, dark @ near[0])
         if not (total := weights[0].sum()):
             break
         at = weights @ PLACES_UM / total
