@@ -1,7 +1,8 @@
 """What a laboratory gains that names a few of its cells: right names before and after, on the cells that have no name.
 
 The classifier must not have seen the laboratory: the bundled one has seen Chula. A seed draws which cells of each kind
-are named; all others are the test. The strength of the fit is chosen on the named cells alone, as `wbc adapt` does.
+are named; all others are the test, and teach without their names as `wbc adapt` has it: all of them, none (*alone*), or
+one half, where the other is the test (*unseen*). The strength of the fit is chosen on the named cells alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -87,13 +88,31 @@ class Bench:
         answers = np.array(COMMON, object)[chances.argmax(1)]
         return float((answers == np.array(self.cells.names, object)[which]).mean())
 
-    def taught(self, named: NDArray[np.int64]) -> tuple[float, float]:
-        """Right before and after these cells are named, of all others."""
-        others = np.setdiff1d(np.arange(len(self.cells.names)), named)
-        some = take(self.cells, named)
+    def others(self, named: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The cells that are not among these."""
+        return np.setdiff1d(np.arange(len(self.cells.names)), named)
+
+    def layer(self, named: NDArray[np.int64], shown: NDArray[np.int64]) -> LastLayer:
+        """The last layer taught by these cells, and by others that are `shown` without their names."""
+        some = replace(take(self.cells, named), unnamed=self.cells.features[shown])
         gain = cross_validate(some, self.prior)
-        layer = fit(some, self.prior, gain.strength) if gain.pays else self.prior
-        return self.right(self.prior, others), self.right(layer, others)
+        return fit(some, self.prior, gain.strength) if gain.pays else self.prior
+
+    def taught(self, named: NDArray[np.int64]) -> float:
+        """Right after these cells are named, of all others, which are shown."""
+        others = self.others(named)
+        return self.right(self.layer(named, others), others)
+
+    def lesson(self, named: NDArray[np.int64], seed: int) -> dict[str, float]:
+        """Right of all others before these cells are named, after, after them alone; of a half that was not shown."""
+        others = self.others(named)
+        shown, unseen = np.array_split(np.random.default_rng(seed).permutation(others), 2)
+        return {
+            "before": self.right(self.prior, others),
+            "alone": self.right(self.layer(named, others[:0]), others),
+            "after": self.taught(named),
+            "unseen": self.right(self.layer(named, shown), unseen),
+        }
 
 
 def take(cells: NamedCells, which: NDArray[np.int64]) -> NamedCells:
@@ -136,20 +155,17 @@ def rows_of(name: str, lab: Bench, model: LoadedModel, seeds: int) -> list[Row]:
     own = lab.cells.features[..., : lab.cells.widths[0]].mean(1)  # what cells are chosen by
     scores, counted_as = (odds / odds.sum(1, keepdims=True)).max(1), [model.card.classes[i] for i in logits.argmax(1)]
     for per_kind in PER_KIND:
-        figures = np.array([lab.taught(drawn(lab.cells.names, per_kind, seed)) for seed in range(seeds)])
+        figures = pd.DataFrame([lab.lesson(drawn(lab.cells.names, per_kind, seed), seed) for seed in range(seeds)])
         chosen = choose(own, counted_as, scores, per_kind)
         rows.append(
             {
                 "laboratory": name,
                 "cells a kind": per_kind,
-                "before": float(figures[:, 0].mean()),
-                "after": float(figures[:, 1].mean()),
-                "worst seed": float(figures[:, 1].min()),
+                **{what: float(right) for what, right in figures.mean().items()},
+                "worst seed": float(figures["after"].min()),
                 "chosen cells": len(chosen),
-                "after, chosen": lab.taught(chosen)[1],
-                "after, as many drawn": float(
-                    np.mean([lab.taught(alike(lab, len(chosen), s))[1] for s in range(seeds)])
-                ),
+                "after, chosen": lab.taught(chosen),
+                "after, as many drawn": float(np.mean([lab.taught(alike(lab, len(chosen), s)) for s in range(seeds)])),
             }
         )
     return rows

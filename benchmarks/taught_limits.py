@@ -55,7 +55,7 @@ def teach(lab: Bench, kinds: Sequence[str], card: ModelCard, taxonomy: Taxonomy,
     night = np.sort(rng.permutation(len(true))[: int(COUNTED * len(true))])
     seen = lab.cells.features[night][..., : lab.cells.widths[0]].mean(1)
     named = night[choose(seen, [counted_as[i] for i in night], chances[night].max(1), per_kind)]
-    cells = take(lab.cells, named)
+    cells = replace(take(lab.cells, named), unnamed=lab.cells.features[np.setdiff1d(night, named)])
     gain = cross_validate(cells, lab.prior)
     layer = fit(cells, lab.prior, gain.strength) if gain.pays else lab.prior
     asked = pd.DataFrame({"counted_as": [counted_as[i] for i in named]})

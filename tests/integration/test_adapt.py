@@ -140,6 +140,9 @@ def test_a_laboratory_teaches_a_classifier_its_stain(
     card = registry.read_card(str(model))
     assert card.taught is not None
     assert (card.taught.by, card.taught.cells, card.taught.last_layer) == ("Ada", len(rows), "fitted")
+    others = len(white_cells(read_cells(UPath(out), ["monday", "tuesday"]))) - len(rows)
+    assert card.taught.unnamed == others > 0
+    assert f"learnt from {others} cells of the same slides that have no name, too" in result.output
     assert card.taught.out == str(out)
     assert card.parents[0] == registry.resolve(str(models["classifier"]), "classifier")[0]
     assert card.classes == CLASSES

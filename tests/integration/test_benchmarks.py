@@ -233,7 +233,7 @@ def test_limits_of_a_taught_classifier_are_held_against_its_laboratory() -> None
     taught = taught_limits.teach(lab, true, card, blood, per_kind=12, seed=1)
     before = taught_limits.probabilities(lab, prior).argmax(1)[60:120]
     assert (before == 2).mean() > 0.2
-    assert (taught.names["lymphocyte"] == "monocyte").mean() < 0.1
+    assert (taught.names["lymphocyte"] == "monocyte").mean() < 0.15
     assert taught.own.weights is not None
     assert taught.own.weights.sum() == pytest.approx(taught_limits.NIGHT, rel=0.05)
     assert len(set(taught.own.weights.tolist())) > 1

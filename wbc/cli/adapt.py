@@ -63,9 +63,10 @@ def adapt(
     """Teach a classifier a laboratory's stain by a few of its own cells.
 
     Without --names it picks the cells of OUT that are most worth naming, and writes a contact sheet and a table to fill
-    in. With --names it makes a model of them, and says what that gains. With --replay and --data, and names of 200
-    cells and more, the body of the classifier learns on from them and its old data, which takes minutes; it is taken
-    where cells held out gain more by that than by a new last layer, and what was learnt before is kept.
+    in. With --names it makes a model of them, and of others that nobody named, and says what that gains. With --replay
+    and --data, and names of 200 cells and more, the body of the classifier learns on from them and its old data, which
+    takes minutes; it is taken where cells held out gain more by that than by a new last layer, and what was learnt
+    before is kept.
     """
     with usage_errors():
         from upath import UPath
@@ -112,6 +113,9 @@ def _print_taught(taught: "Taught", model: Path, as_json: bool, *, is_replayed: 
         typer.echo(line)
     parent = taught.card.parents[0].reference
     if taught.is_new:
+        others = taught.card.taught.unnamed if taught.card.taught else 0
+        if others:
+            typer.echo(f"learnt from {others:,} cells of the same slides that have no name, too")
         typer.echo(f"model in {model}: wbc count SLIDES --out OUT --classifier {model}")
         unnamed = [f"nobody named a cell {', '.join(taught.unnamed)}: {UNNAMED}"] if taught.unnamed else []
         forgets = [FORGETS.format(parent=parent)] if taught.trial is None or not taught.trial.pays else []

@@ -33,7 +33,7 @@ class Teaching:
 
     `kinds` are the names given and how many cells got each; `kept` means that the parent's last layer was the better.
     `replayed` are the data sets from which the body learnt on, beside these cells; where there is none, it is the
-    parent's.
+    parent's. `unnamed` are how many cells of OUT without a name the last layer learnt from, too.
     """
 
     by: str
@@ -42,6 +42,7 @@ class Teaching:
     kinds: dict[str, int]
     last_layer: Literal["fitted", "kept"]
     replayed: tuple[str, ...] = ()
+    unnamed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

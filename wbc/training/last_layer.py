@@ -1,5 +1,8 @@
 """A new last layer for frozen features, from a few named cells: regularised towards the old one, judged on cells held
 out. Arrays in, arrays out.
+
+Cells of the same laboratory that nobody named teach, too: what the layer is sure of it takes for their names, and
+learns again (self-training; Lee 2013, "Pseudo-label").
 """
 
 from collections.abc import Sequence
@@ -20,6 +23,9 @@ DIRECTIONS = 256
 STEPS = 100
 # A feature that hardly differs between the named cells is scaled as if it differed by this part of a common one.
 LEAST_SPREAD = 0.3
+# Of cells without names: how sure of one it must be to be learnt from, how often this is done over, and how much less
+# dearly a step away from the old layer is paid for then, as there are more cells to learn from.
+SURE, ROUNDS, CHEAPER = 0.8, 3, 10.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,13 +46,14 @@ class NamedCells:
 
     `names` are N, coarse or not; a coarse name covers several classes. A cell's probabilities are means over its views.
     `groups` are widths that sum up to F, of features that weigh as much together as those of any other group; all are
-    one group where none are told.
+    one group where none are told. `unnamed` are features (M,V,F) of other cells of the same laboratory, None of none.
     """
 
     features: NDArray[np.floating]
     covers: NDArray[np.bool_]
     names: tuple[str, ...]
     groups: tuple[int, ...] = ()
+    unnamed: NDArray[np.floating] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.names)
@@ -56,6 +63,13 @@ class NamedCells:
             raise ValueError("a name covers no class")
         if self.groups and sum(self.groups) != self.features.shape[2]:
             raise ValueError(f"groups of {self.groups} features, {self.features.shape[2]} in all")
+        if self.others.shape[1:] != self.features.shape[1:]:
+            raise ValueError(f"features {self.features.shape} of named cells, {self.others.shape} of others")
+
+    @property
+    def others(self) -> NDArray[np.floating]:
+        """The features (M,V,F) of the cells without names."""
+        return self.features[:0] if self.unnamed is None else self.unnamed
 
     @property
     def widths(self) -> NDArray[np.int64]:
@@ -100,34 +114,37 @@ def fit(cells: NamedCells, prior: LastLayer, strength: float) -> LastLayer:
 
     It is the minimum of the mean of -log p(name) over cells and views, plus strength / 2 |D|², with D the difference of
     weight and bias from the prior's in features that are standardised on these cells, so that each group of them weighs
-    alike, and then a mean square of 1 long: what hardly varies at a laboratory weighs as much as what does. Without
-    cells it is the prior.
+    alike, and then a mean square of 1 long: what hardly varies at a laboratory weighs as much as what does. Where there
+    are cells without names it is fitted ROUNDS times more: each of them that it gives SURE to a name, or to a class
+    that no name covers, counts as named so, all of them as much as all that have names, at strength / CHEAPER. Without
+    named cells it is the prior.
     """
     if not cells.names:
         return prior
     problem = _Problem.of(cells, prior)
     every = np.arange(len(cells.names))
-    return problem.last_layer(problem.fit(every, (strength,))[0])
+    return problem.last_layer(problem.with_others(every, problem.fit(every, (strength,))[0], strength))
 
 
 def cross_validate(cells: NamedCells, prior: LastLayer) -> Gain:
     """What teaching gains on cells held out, and the strength that is the best for them.
 
     Each cell is held out once, in one of FOLDS parts that share every kind evenly. For the gain, the strength of a part
-    is the one that is best for the others. Raises ValueError for fewer than two cells.
+    is the one that is best for the others. Strengths are chosen without the cells that have no names. Raises ValueError
+    for fewer than two named cells.
     """
     problem, n = _Problem.of(cells, prior), len(cells.names)
-    parts = folds(cells.names)
-    chances = np.zeros((len(STRENGTHS), *cells.covers.shape))
-    for held_out in parts:
-        taught = np.setdiff1d(np.arange(n), held_out)
-        for i, step in enumerate(problem.fit(taught, STRENGTHS)):
-            chances[i, held_out] = problem.probabilities(held_out, step)
-    losses = np.stack([_losses(of_strength, cells.covers) for of_strength in chances])
+    parts = [(np.setdiff1d(np.arange(n), held_out), held_out) for held_out in folds(cells.names)]
+    fits = [problem.fit(taught, STRENGTHS) for taught, _ in parts]
+    losses = np.zeros((len(STRENGTHS), n))
+    for (_, held_out), steps in zip(parts, fits, strict=True):
+        chances = [problem.probabilities(held_out, step) for step in steps]
+        losses[:, held_out] = [_losses(of_strength, cells.covers[held_out]) for of_strength in chances]
     before, after = problem.probabilities(np.arange(n), problem.nothing), np.zeros(cells.covers.shape)
-    for held_out in parts:
+    for (taught, held_out), steps in zip(parts, fits, strict=True):
         best = (losses.sum(1) - losses[:, held_out].sum(1)).argmin()
-        after[held_out] = chances[best, held_out]
+        step = problem.with_others(taught, steps[best], STRENGTHS[best])
+        after[held_out] = problem.probabilities(held_out, step)
     return Gain(cells.covers, before, after, STRENGTHS[losses.sum(1).argmin()])
 
 
@@ -161,8 +178,9 @@ def folds(names: Sequence[str], n: int = FOLDS) -> list[NDArray[np.int64]]:
 class _Problem:
     """A fit in the directions that the cells span, where it is the same and much smaller.
 
-    `reduced` (N,V,R) are the features less `mean` (F,), divided by `scale` (F,), with a one for the bias, along
-    `directions` (R,F+1); `old` (N,V,C) are the prior's logits. A step away from the prior is (C,R).
+    `reduced` (N+M,V,R) are the features less `mean` (F,), divided by `scale` (F,), with a one for the bias, along
+    `directions` (R,F+1); `old` (N+M,V,C) are the prior's logits. The first N, whose classes `covers` (N,C) tells,
+    have names. A step away from the prior is (C,R).
     """
 
     reduced: Floats
@@ -175,13 +193,14 @@ class _Problem:
 
     @staticmethod
     def of(cells: NamedCells, prior: LastLayer) -> "_Problem":
-        n, views, width = cells.features.shape
-        rows = cells.features.reshape(n * views, width).astype(np.float64)
+        features = np.concatenate([cells.features, cells.others])
+        n, views, width = features.shape
+        rows = features.reshape(n * views, width).astype(np.float64)
         mean, scale = rows.mean(0), spread(rows) * np.sqrt(cells.widths * max(1, len(cells.groups)))
         rows = np.concatenate([(rows - mean) / scale, np.ones((len(rows), 1))], 1)
         directions = np.linalg.svd(rows, full_matrices=False)[2][:DIRECTIONS]
         reduced = (rows @ directions.T).reshape(n, views, -1)
-        return _Problem(reduced, prior.logits(cells.features), cells.covers, directions, mean, scale, prior)
+        return _Problem(reduced, prior.logits(features), cells.covers, directions, mean, scale, prior)
 
     @property
     def nothing(self) -> Floats:
@@ -189,16 +208,25 @@ class _Problem:
         return np.zeros((self.covers.shape[1], len(self.directions)))
 
     def fit(self, which: NDArray[np.int64], strengths: Sequence[float]) -> list[Floats]:
-        """The best step by the cells `which` at each strength; each begins where the last one ended."""
-        views, n_classes = self.old.shape[1:]
-        x, old = self.reduced[which].reshape(-1, len(self.directions)), self.old[which].reshape(-1, n_classes)
-        uncovered = np.where(np.repeat(self.covers[which], views, 0), 0.0, -np.inf)
-        steps = [self.nothing]
+        """The best step by the named cells `which` at each strength; each begins where the last one ended."""
+        rows, steps = self._rows(which, self.covers[which]), [self.nothing]
         for strength in strengths:
-            args = (x, old, uncovered, strength)
-            found = minimize(_cost, steps[-1].ravel(), args, "L-BFGS-B", jac=True, options={"maxiter": STEPS})
-            steps.append(found.x.reshape(steps[0].shape))
+            steps.append(_best([rows], steps[-1], strength))
         return steps[1:]
+
+    def with_others(self, which: NDArray[np.int64], step: Floats, strength: float) -> Floats:
+        """What becomes of a step by the named cells `which` where the cells without names teach, too."""
+        others = np.arange(len(self.covers), len(self.old))
+        names = np.unique(self.covers[which], axis=0)
+        answers = np.concatenate([names, np.eye(names.shape[1], dtype=bool)[~names.any(0)]])
+        for _ in range(ROUNDS if len(others) else 0):
+            chances = self.probabilities(others, step) @ answers.T
+            sure = chances.max(1) >= SURE
+            if not sure.any():
+                break
+            guessed = self._rows(others[sure], answers[chances.argmax(1)[sure]])
+            step = _best([self._rows(which, self.covers[which]), guessed], step, strength / CHEAPER)
+        return step
 
     def probabilities(self, which: NDArray[np.int64], step: Floats) -> Floats:
         """Class probabilities (N,C) of the cells `which` after a step."""
@@ -210,14 +238,39 @@ class _Problem:
         weight = away[:, :-1] / self.scale
         return LastLayer(self.prior.weight + weight, self.prior.bias + away[:, -1] - weight @ self.mean)
 
+    def _rows(self, which: NDArray[np.int64], covers: NDArray[np.bool_]) -> "_Rows":
+        """All views of some cells whose names cover classes (N,C)."""
+        views, n_classes = self.old.shape[1:]
+        x, old = self.reduced[which].reshape(-1, len(self.directions)), self.old[which].reshape(-1, n_classes)
+        return _Rows(x, old, np.where(np.repeat(covers, views, 0), 0.0, -np.inf))
 
-def _cost(step: Floats, x: Floats, old: Floats, uncovered: Floats, strength: float) -> tuple[float, Floats]:
-    """What `fit` makes small, and its slope, for rows x (M,R) with the prior's logits `old` (M,C)."""
-    away = step.reshape(old.shape[1], x.shape[1])
-    log_p = log_softmax(old + x @ away.T, axis=1)
-    log_name = logsumexp(log_p + uncovered, axis=1)
-    slope = (np.exp(log_p) - np.exp(log_p + uncovered - log_name[:, None])).T @ x / len(x) + strength * away
-    return float(-log_name.mean() + strength / 2 * (step @ step)), slope.ravel()
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rows:
+    """Rows `x` (M,R) with the prior's logits `old` (M,C), and 0 (M,C) for the classes of their names, else -inf."""
+
+    x: Floats
+    old: Floats
+    uncovered: Floats
+
+    def cost(self, away: Floats) -> tuple[float, Floats]:
+        """The mean of -log p(name) after a step `away` (C,R), and its slope."""
+        log_p = log_softmax(self.old + self.x @ away.T, axis=1)
+        log_name = logsumexp(log_p + self.uncovered, axis=1)
+        slope = (np.exp(log_p) - np.exp(log_p + self.uncovered - log_name[:, None])).T @ self.x / len(self.x)
+        return float(-log_name.mean()), slope
+
+
+def _best(parts: Sequence[_Rows], start: Floats, strength: float) -> Floats:
+    """The step that makes small the sum of the parts' costs and strength / 2 of its square, found from `start`."""
+
+    def cost(flat: Floats) -> tuple[float, Floats]:
+        away = flat.reshape(start.shape)
+        costs, slopes = zip(*(part.cost(away) for part in parts), strict=True)
+        return sum(costs) + strength / 2 * float(flat @ flat), (sum(slopes) + strength * away).ravel()
+
+    found = minimize(cost, start.ravel(), method="L-BFGS-B", jac=True, options={"maxiter": STEPS})
+    return np.asarray(found.x.reshape(start.shape))
 
 
 def _losses(probabilities: Floats, covers: NDArray[np.bool_]) -> Floats:

@@ -14,13 +14,21 @@ from wbc.taxonomy import Taxonomy
 from wbc.training.last_layer import LastLayer, NamedCells, fit
 
 
-def named_cells(crops: NDArray[np.uint8], names: Sequence[str], model: LoadedModel, taxonomy: Taxonomy) -> NamedCells:
+def named_cells(
+    crops: NDArray[np.uint8],
+    names: Sequence[str],
+    model: LoadedModel,
+    taxonomy: Taxonomy,
+    others: NDArray[np.uint8] | None = None,
+) -> NamedCells:
     """Crops uint8 (N,S,S,3) of the model's window and their N names, as its last layer gets them.
 
-    Raises ValueError for a name that the taxonomy does not know, or that covers no class of the model's.
+    `others` are crops (M,S,S,3) of cells of the same laboratory that have no name. Raises ValueError for a name that
+    the taxonomy does not know, or that covers no class of the model's.
     """
     known = covers(names, taxonomy, model.card.classes)
-    return NamedCells(features(crops, model), known, tuple(names), feature_groups(model))
+    unnamed = None if others is None else features(others, model)
+    return NamedCells(features(crops, model), known, tuple(names), feature_groups(model), unnamed)
 
 
 def own_layer(model: LoadedModel) -> LastLayer:

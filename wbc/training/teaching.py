@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from wbc.revision import code_revision
 from wbc.storage.atomic import staged
 from wbc.storage.names import address
 from wbc.storage.tables import SlideRow
-from wbc.taxonomy import Taxonomy, load_taxonomy, shipped_taxonomies
+from wbc.taxonomy import NOT_A_WHITE_CELL, Taxonomy, load_taxonomy, shipped_taxonomies
 from wbc.training.body import FEWEST_CELLS, Replay, Trial, try_body
 from wbc.training.choice import choose, shortlist
 from wbc.training.last_layer import NamedCells, cross_validate
@@ -37,6 +38,7 @@ from wbc.training.taught_layer import fitted, named_cells, own_layer
 
 TABLE, SHEET = "cells.csv", "cells.jpg"
 FEWEST = 10
+MOST_UNNAMED = 500  # cells without names that teach, too: their features cost 20 CPU-ms each
 DEFAULT_CLASSIFIER = "bundled:classifier"
 
 
@@ -156,9 +158,10 @@ def propose(lesson: Lesson, folder: Path, per_kind: int) -> Proposal:
 def teach(lesson: Lesson, names: Sequence[Path], folder: Path, by: str) -> Taught:
     """Fit a new last layer to the named cells and save the whole classifier in `folder`, if held out cells gain by it.
 
-    Where they do not, the model has its parent's last layer, and its card says `kept`. With something to replay and
-    enough cells the body learns on, and is taken if cells held out gain more by that. Raises ValueError, naming file
-    and line, for names that cannot be used, or where fewer than FEWEST cells are left.
+    Where they do not, the model has its parent's last layer, and its card says `kept`. Cells that nobody named, of the
+    slides that have named ones, teach the layer, too. With something to replay and enough cells the body learns on, and
+    is taken if cells held out gain more by that. Raises ValueError, naming file and line, for names that cannot be
+    used, or where fewer than FEWEST cells are left.
     """
     subject = _subject(lesson)
     _check_target(folder, subject.ref)
@@ -174,9 +177,24 @@ def teach(lesson: Lesson, names: Sequence[Path], folder: Path, by: str) -> Taugh
         raise ValueError(f"{len(cells)} cells have names, {FEWEST} at least are needed{without}")
     named = tuple(cells["name"])
     fuller = with_lower_levels(subject.model)
-    examples = named_cells(cut.crops, named, fuller, subject.taxonomy)
+    others = cut_cells(lesson.out, unnamed_cells(cells, counted), subject.rows, subject.model.card).crops
+    examples = named_cells(cut.crops, named, fuller, subject.taxonomy, others)
     trial, weights = _trial(lesson, subject, cells, named), stands_for(cells, white_cells(counted))
     return _save(lesson, subject, _Named(examples, cut, fuller, trial, weights), folder, by)
+
+
+def unnamed_cells(named: pd.DataFrame, counted: pd.DataFrame) -> pd.DataFrame:
+    """White cells `counted` that are not among the `named` ones, all of a field or none: about MOST_UNNAMED of them.
+
+    The fields stand evenly in the order of slides and fields.
+    """
+    key = ["slide_id", "field", "cell_id"]
+    white = white_cells(counted)
+    is_named = pd.MultiIndex.from_frame(white[key]).isin(pd.MultiIndex.from_frame(named[key]))
+    others = white[~is_named & (white["cell_type"] != NOT_A_WHITE_CELL)]
+    of_field = others.groupby(key[:2], sort=True).ngroup()
+    one_in = max(1, math.ceil(len(others) / MOST_UNNAMED))
+    return others[of_field % one_in == 0].head(MOST_UNNAMED).reset_index(drop=True)
 
 
 def _trial(lesson: Lesson, subject: _Subject, cells: pd.DataFrame, named: tuple[str, ...]) -> Trial | None:
@@ -194,7 +212,8 @@ def _save(lesson: Lesson, subject: _Subject, given: _Named, folder: Path, by: st
     if chosen.last_layer == "fitted" and (looks := KnownLooks.from_arrays(beside)) is not None:
         beside = looks.including(appearance(given.cut.crops)).arrays()  # the laboratory is no stranger any more
     kinds = dict(sorted(Counter(names).items()))
-    taught = Teaching(by, address(lesson.out), len(names), kinds, chosen.last_layer, chosen.replayed)
+    unnamed = 0 if chosen.last_layer == "kept" or chosen.replayed else len(given.examples.others)
+    taught = Teaching(by, address(lesson.out), len(names), kinds, chosen.last_layer, chosen.replayed, unnamed)
     metrics = {"cells held out right before": chosen.before.mean(), "cells held out right after": chosen.after.mean()}
     card = replace(
         chosen.model.card,
@@ -212,8 +231,8 @@ def _save(lesson: Lesson, subject: _Subject, given: _Named, folder: Path, by: st
     reference = reference_of(subject.ref, chosen.chances, held_out, weights, taught.out, is_own=is_own)
     if reference is not None:
         card = keep_reference_cells(folder, reference)
-    unnamed = tuple(name for i, name in enumerate(card.classes) if not given.examples.covers[:, i].any())
-    seen = given.trial, unnamed, given.cut.passed_over
+    without = tuple(name for i, name in enumerate(card.classes) if not given.examples.covers[:, i].any())
+    seen = given.trial, without, given.cut.passed_over
     return Taught(card, held_out, chosen.before, chosen.after, *seen, tells_misnaming=weights is not None)
 
 
