@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -184,17 +183,17 @@ def teach(lesson: Lesson, names: Sequence[Path], folder: Path, by: str) -> Taugh
 
 
 def unnamed_cells(named: pd.DataFrame, counted: pd.DataFrame) -> pd.DataFrame:
-    """White cells `counted` that are not among the `named` ones, all of a field or none: about MOST_UNNAMED of them.
+    """White cells `counted` that are not among the `named` ones, MOST_UNNAMED at most.
 
-    The fields stand evenly in the order of slides and fields.
+    As many of each type counted as can be, drawn from all slides and fields: of normal blood as it is, common types
+    would drown rare ones.
     """
     key = ["slide_id", "field", "cell_id"]
     white = white_cells(counted)
     is_named = pd.MultiIndex.from_frame(white[key]).isin(pd.MultiIndex.from_frame(named[key]))
-    others = white[~is_named & (white["cell_type"] != NOT_A_WHITE_CELL)]
-    of_field = others.groupby(key[:2], sort=True).ngroup()
-    one_in = max(1, math.ceil(len(others) / MOST_UNNAMED))
-    return others[of_field % one_in == 0].head(MOST_UNNAMED).reset_index(drop=True)
+    others = white[~is_named & (white["cell_type"] != NOT_A_WHITE_CELL)].sample(frac=1, random_state=0)
+    turn = others.groupby("cell_type").cumcount().to_numpy()
+    return others.iloc[np.argsort(turn, kind="stable")[:MOST_UNNAMED]].sort_index().reset_index(drop=True)
 
 
 def _trial(lesson: Lesson, subject: _Subject, cells: pd.DataFrame, named: tuple[str, ...]) -> Trial | None:

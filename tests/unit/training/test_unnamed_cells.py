@@ -1,7 +1,6 @@
 """Which cells of a count teach a classifier though nobody named them."""
 
 import pandas as pd
-import pytest
 
 from wbc.training.teaching import MOST_UNNAMED, unnamed_cells
 
@@ -22,16 +21,17 @@ def test_named_ones_red_cells_and_what_is_no_white_cell_are_left_out() -> None:
     assert unnamed_cells(named, cells)["cell_id"].tolist() == [3, 4, 6, 7, 8, 9, 10, 11]
 
 
-@pytest.mark.parametrize("fields", [100, 101, 149, 240, 1000])
-def test_of_many_some_are_taken_from_all_over(fields: int) -> None:
-    cells = counted(fields, 5)
+def test_of_many_as_many_of_each_type_are_taken_from_all_over() -> None:
+    cells = counted(400, 5)
+    cells.loc[::5, "cell_type"] = "monocyte"
+    cells.loc[::100, "cell_type"] = "basophil"
     others = unnamed_cells(cells.iloc[:0], cells)
-    assert MOST_UNNAMED / 2 <= len(others) <= MOST_UNNAMED
-    assert others.groupby("field").size().eq(5).all()
-    taken = others["field"].str[1:5].astype(int)
-    assert taken.max() > 0.9 * fields - 5
-    gaps = taken.drop_duplicates().diff().dropna()
-    assert gaps.min() == gaps.max()
+    assert others["cell_type"].value_counts().to_dict() == {"lymphocyte": 240, "monocyte": 240, "basophil": 20}
+    assert len(others) == MOST_UNNAMED
+    assert others["cell_id"].is_monotonic_increasing
+    quarters = (others["field"].str[1:5].astype(int) // 100).value_counts()
+    assert quarters.min() > MOST_UNNAMED / 6
+    pd.testing.assert_frame_equal(others, unnamed_cells(cells.iloc[:0], cells))
 
 
 def test_where_all_are_named_none_is_left() -> None:
