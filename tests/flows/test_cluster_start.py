@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from distributed import get_worker
-from distributed.scheduler import NoWorkerError
+from distributed.scheduler import NoValidWorkerError, NoWorkerError
 from local_clusters import in_threads
 
 from flows.cluster import ClusterError, ClusterSettings, open_cluster
@@ -89,5 +89,6 @@ def leave() -> None:
 def test_calls_to_a_cluster_without_workers_fail_in_the_end() -> None:
     with open_cluster(in_threads(wait_seconds=1), "cpu", []) as opened:
         opened.reading.submit(leave)
-        with pytest.raises(NoWorkerError, match="without any running workers"):
+        # The second where the worker still stood among the running ones when the call came.
+        with pytest.raises((NoWorkerError, NoValidWorkerError), match="timed out after"):
             opened.reading.submit(add, 1, 2).result(timeout=60)
