@@ -2,15 +2,17 @@
 
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from distributed import get_worker
-from distributed.scheduler import NoValidWorkerError, NoWorkerError
+from distributed import Client, get_worker
+from distributed.scheduler import NoWorkerError
 from local_clusters import in_threads
 
 from flows.cluster import ClusterError, ClusterSettings, open_cluster
+from flows.cluster.executor import CheckedExecutor
 from flows.cluster.start import start
 
 
@@ -80,15 +82,21 @@ def test_loops_do_not_look_fifty_times_a_second_whether_they_are_late() -> None:
         assert {server.periodic_callbacks["tick"].callback_time for server in servers} == {500}
 
 
-def leave() -> None:
+def leave() -> str:
     worker = get_worker()
-    worker.loop.add_callback(worker.close)
+    worker.loop.call_later(0.1, worker.close)
+    return str(worker.address)
 
 
 @pytest.mark.dask
 def test_calls_to_a_cluster_without_workers_fail_in_the_end() -> None:
-    with open_cluster(in_threads(wait_seconds=1), "cpu", []) as opened:
-        opened.reading.submit(leave)
-        # The second where the worker still stood among the running ones when the call came.
-        with pytest.raises((NoWorkerError, NoValidWorkerError), match="timed out after"):
-            opened.reading.submit(add, 1, 2).result(timeout=60)
+    with (
+        start(in_threads(wait_seconds=1), "cpu", []) as (cluster, _, _),
+        Client(cluster, set_as_default=False) as client,
+        CheckedExecutor(client) as executor,
+    ):
+        executor.submit(leave).result(timeout=60)
+        while cluster.scheduler.workers:
+            time.sleep(0.01)
+        with pytest.raises(NoWorkerError, match="without any running workers"):
+            executor.submit(add, 1, 2).result(timeout=60)

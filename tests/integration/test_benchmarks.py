@@ -230,10 +230,11 @@ def test_limits_of_a_taught_classifier_are_held_against_its_laboratory() -> None
     lab = Bench(cells, prior, np.eye(3, dtype=np.float32))
     half = (0.5, 0.5, 0.5)
     card = ModelCard("k", "1", "classifier", "crop_classifier", {}, kinds, 0.2, 32, half, half, "", threshold=0.4)
-    taught = taught_limits.teach(lab, true, card, blood, per_kind=12, seed=1)
+    lessons = [taught_limits.teach(lab, true, card, blood, per_kind=12, seed=seed) for seed in range(10)]
     before = taught_limits.probabilities(lab, prior).argmax(1)[60:120]
     assert (before == 2).mean() > 0.2
-    assert (taught.names["lymphocyte"] == "monocyte").mean() < 0.15
+    assert np.mean([(taught.names["lymphocyte"] == "monocyte").mean() for taught in lessons]) < 0.1
+    taught = lessons[1]
     assert taught.own.weights is not None
     assert taught.own.weights.sum() == pytest.approx(taught_limits.NIGHT, rel=0.05)
     assert len(set(taught.own.weights.tolist())) > 1
